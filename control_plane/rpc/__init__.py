@@ -1,0 +1,1 @@
+"""The gRPC door: a module for each service; convert, call, convert."""

@@ -1,0 +1,1 @@
+"""What is kept: the Store protocol (base) and its backends."""

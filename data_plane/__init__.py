@@ -1,0 +1,1 @@
+"""The gateway: holds the active releases compiled in memory and runs triggers."""
