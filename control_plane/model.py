@@ -1,0 +1,112 @@
+"""The nouns of the control plane: frozen values, no I/O. Times are aware datetimes in UTC."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class App:
+    """What is released. `draft_version` is 0, and `draft_update_time` None, while the draft is still empty."""
+
+    app: str
+    description: str
+    create_time: datetime
+    created_by: str
+    draft_version: int = 0
+    draft_update_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """An app's working configuration: the bytes that a release of it would have."""
+
+    config: bytes
+    version: int
+    update_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """A name that traffic asks for."""
+
+    environment: str
+    description: str
+    create_time: datetime
+    created_by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """An immutable snapshot's name and origin; the bytes are kept by digest."""
+
+    app: str
+    tag: str
+    description: str
+    digest: str
+    size_bytes: int
+    create_time: datetime
+    created_by: str
+
+
+class ReleaseState(enum.Enum):
+    """Where a release stands; derived from bindings, never stored."""
+
+    READY = "READY"
+    DEPLOYED = "DEPLOYED"
+    SUPERSEDED = "SUPERSEDED"
+
+
+class Action(enum.Enum):
+    """How a binding came about."""
+
+    DEPLOY = "DEPLOY"
+    PROMOTE = "PROMOTE"
+    ROLLBACK = "ROLLBACK"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """One entry of the append-only history of a binding.
+
+    `beneath` is the deployment_id that a rollback from this one walks back to, empty when there is none. Deploying puts the new
+    entry on top of the live one; rolling back puts the *target's* beneath under the new entry, so that walking back never
+    returns to what was left.
+    """
+
+    deployment_id: str
+    app: str
+    environment: str
+    action: Action
+    release: str
+    digest: str
+    previous_release: str
+    revision: int
+    actor: str
+    reason: str
+    create_time: datetime
+    forced: bool = False
+    beneath: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binding:
+    """(app, environment) -> the deployment that is live there since `revision`; `deployment` is None when the binding is gone."""
+
+    app: str
+    environment: str
+    revision: int
+    deployment: Deployment | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RememberedRequest:
+    """The first answer to a `request_id`. `fingerprint` hashes method and body; `answer` is the serialised response."""
+
+    caller: str
+    request_id: str
+    fingerprint: str
+    answer: bytes
+    create_time: datetime

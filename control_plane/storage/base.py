@@ -1,0 +1,166 @@
+"""The Store: the specification that every backend keeps. Each "must" here is a test in tests/test_storage_contract.py.
+
+A store keeps rows; it decides nothing. Services decide, inside a transaction: they pass a coroutine function that receives a
+`Transaction` and awaits nothing but its methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol, TypeVar
+
+from control_plane.model import App, Binding, Deployment, Draft, Environment, Release, RememberedRequest
+
+T = TypeVar("T")
+
+
+class ReadTransaction(Protocol):
+    """One consistent view of the store: all its answers are of the same moment. Absent things are None or missing from lists."""
+
+    async def revision(self) -> int:
+        """The newest revision; 0 in a new store."""
+
+    async def app(self, app: str) -> App | None:
+        """One app."""
+
+    async def apps(self, *, after: str, limit: int) -> list[App]:
+        """At most `limit` apps, newest first; those older than the app with id `after`, or from the newest when it is empty."""
+
+    async def app_ids(self) -> list[str]:
+        """At most 1,000 ids, newest first: for telling near ones."""
+
+    async def draft(self, app: str) -> Draft:
+        """The app's draft; empty bytes at version 0 while nothing was ever stored. The app must exist."""
+
+    async def environment(self, environment: str) -> Environment | None:
+        """One environment. development, staging and production must exist in a new store."""
+
+    async def environments(self, *, after: str, limit: int) -> list[Environment]:
+        """At most `limit` environments, newest first, older than the one with id `after` (empty: from the newest)."""
+
+    async def environment_ids(self) -> list[str]:
+        """At most 1,000 ids, oldest first."""
+
+    async def release(self, app: str, tag: str) -> Release | None:
+        """One release."""
+
+    async def releases(self, app: str, *, after: str, limit: int) -> list[Release]:
+        """At most `limit` releases of the app, newest first, older than the one with tag `after` (empty: from the newest)."""
+
+    async def release_tags(self, app: str) -> list[str]:
+        """At most 1,000 tags of the app, newest first: for telling near ones."""
+
+    async def snapshot(self, digest: str) -> bytes | None:
+        """The bytes stored under a digest, as they are; whether they still hash to it is for the caller to check."""
+
+    async def live_environments(self, app: str, tags: Sequence[str]) -> dict[str, list[str]]:
+        """Tag -> environments where it is bound now, sorted; tags bound nowhere are missing."""
+
+    async def ever_live(self, app: str, tags: Sequence[str]) -> set[str]:
+        """Those of the tags that were ever bound anywhere."""
+
+    async def binding(self, app: str, environment: str) -> Binding | None:
+        """The binding, also when it is gone (deployment None); None when there never was one."""
+
+    async def bindings(self, *, app: str, environment: str, after: tuple[int, str, str] | None, limit: int) -> list[Binding]:
+        """At most `limit` live bindings (not those that are gone), newest revision first, then by app and environment.
+
+        Empty `app` or `environment`: of all. `after`: (revision, app, environment) of the last one of the page before.
+        """
+
+    async def bindings_since(self, revision: int) -> list[Binding]:
+        """Every binding with a greater revision, those that are gone included, oldest revision first, then by app and environment."""
+
+    async def bound_apps(self, environment: str) -> list[str]:
+        """Apps that are bound in the environment now, sorted."""
+
+    async def deployment(self, deployment_id: str) -> Deployment | None:
+        """One entry of the history."""
+
+    async def deployments(self, *, app: str, environment: str, after: str, limit: int) -> list[Deployment]:
+        """At most `limit` entries, newest first, older than the one with id `after` (empty: from the newest).
+
+        Empty `app` or `environment`: of all.
+        """
+
+    async def last_deployment_of(self, app: str, environment: str, release: str) -> Deployment | None:
+        """The newest entry that made this release live there."""
+
+    async def remembered_request(self, caller: str, request_id: str) -> RememberedRequest | None:
+        """The first answer given to this request."""
+
+
+class Transaction(ReadTransaction, Protocol):
+    """A read transaction that can also write, and sees its own writes. Nobody else sees them before the commit.
+
+    References must hold: a release needs its app and its snapshot, a deployment its release.
+    """
+
+    async def next_revision(self) -> int:
+        """Adds one to the counter and returns it. Two transactions never get the same one, and they commit in this order."""
+
+    async def insert_app(self, app: App) -> None:
+        """The id must be free."""
+
+    async def replace_draft(self, app: str, draft: Draft) -> None:
+        """The app must exist; its draft_version and draft_update_time change with it."""
+
+    async def insert_environment(self, environment: Environment) -> None:
+        """The id must be free."""
+
+    async def update_environment(self, environment: Environment) -> None:
+        """Must exist; id, create_time and created_by never change."""
+
+    async def delete_environment(self, environment: str) -> None:
+        """Must exist. Bindings and history are left alone."""
+
+    async def insert_snapshot(self, digest: str, data: bytes) -> None:
+        """Does nothing when the digest is there already."""
+
+    async def insert_release(self, release: Release) -> None:
+        """(app, tag) must be free; the snapshot must be there. Releases and snapshots can never be updated or deleted after."""
+
+    async def insert_deployment(self, deployment: Deployment) -> None:
+        """The id must be free. Deployments can never be updated or deleted after."""
+
+    async def set_binding(self, app: str, environment: str, *, revision: int, deployment_id: str | None) -> None:
+        """Points the binding at a deployment, or at none: then it is gone, and still found by bindings_since."""
+
+    async def remember_request(self, request: RememberedRequest) -> None:
+        """(caller, request_id) must be free."""
+
+    async def forget_requests(self, *, older_than_seconds: int) -> int:
+        """Deletes what was remembered before that and returns how many."""
+
+
+class Store(Protocol):
+    """Where everything is kept. Methods may be called from any number of tasks of one event loop.
+
+    Every method raises StoreUnavailable when the store cannot be reached or written; nothing was changed then, and later calls
+    work again when the cause has gone, without a restart.
+    """
+
+    @property
+    def store_id(self) -> str:
+        """UUID made when the store was created; the same for every replica."""
+
+    @property
+    def location(self) -> str:
+        """For people: the URL without secrets."""
+
+    async def read(self, work: Callable[[ReadTransaction], Awaitable[T]]) -> T:
+        """Runs work on one consistent view and returns what it returns; never waits for writers."""
+
+    async def write(self, work: Callable[[Transaction], Awaitable[T]], *, dry_run: bool = False) -> T:
+        """Runs work in a serialised transaction and returns what it returns.
+
+        When this returns, the changes are durable: they survive kill -9 and power loss. When work raises, its changes are undone
+        and the exception is passed on; other transactions that share the commit are not touched. With dry_run the changes are
+        undone although work succeeded. A caller that is cancelled leaves either all or nothing behind, and cannot know which.
+        """
+
+    def on_change(self, call: Callable[[], None]) -> None:
+        """Calls back on the event loop soon after the revision may have grown, by whomever. May call too often, never too rarely."""
+
+    async def close(self) -> None:
+        """Finishes what was begun, then lets go of every file and connection."""
