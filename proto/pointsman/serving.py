@@ -1,0 +1,301 @@
+"""What both servers would otherwise duplicate: the gRPC server with its limits, the error interceptor, health, reflection, signals.
+
+The interceptor is the only place where an exception becomes a status: PointsmanError as errors.proto describes it, anything
+else as INTERNAL with a request id under which the log has the traceback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+import structlog
+import uvloop
+from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, duration_pb2, text_format
+from google.protobuf.message import DecodeError, Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha._async import ReflectionServicer
+from grpc_status import rpc_status
+
+from pointsman import rules
+from pointsman.errors import Internal, InvalidField, PointsmanError, Violation
+from pointsman.settings import Address
+
+DOMAIN = "pointsman"
+MIB = 1024 * 1024
+MAX_MESSAGE_BYTES = 16 * MIB
+MAX_METADATA_BYTES = 64 * 1024
+# grpcio cancels what is beyond its pending limits (1,000 and 3,000 by default) when thousands of gateways connect at once.
+MAX_PENDING_REQUESTS = 20_000
+# Clients may ping every 10 s; a little less is allowed, since pings drift.
+MIN_PING_INTERVAL_MS = 8_000
+KEEPALIVE_TIME_MS = 20_000
+KEEPALIVE_TIMEOUT_MS = 10_000
+
+log = structlog.get_logger()
+
+
+class StartupError(Exception):
+    """The process cannot start; the message is one line for the person who started it."""
+
+
+def rich_status(error: PointsmanError) -> Any:
+    """The error as a gRPC status with its google.rpc details."""
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason_name, domain=DOMAIN, metadata=error.metadata)]
+    if error.violations:
+        violations = [error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description) for v in error.violations]
+        details.append(error_details_pb2.BadRequest(field_violations=violations))
+    if error.grpc_code == "FAILED_PRECONDITION":
+        subject = "/".join(error.metadata[key] for key in ("app", "environment", "release") if key in error.metadata)
+        violation = error_details_pb2.PreconditionFailure.Violation(type=error.reason_name, subject=subject, description=error.message)
+        details.append(error_details_pb2.PreconditionFailure(violations=[violation]))
+    if error.resource_type:
+        name = error.metadata.get(error.resource_type) or error.metadata.get("tag") or error.metadata.get("environment", "")
+        details.append(
+            error_details_pb2.ResourceInfo(resource_type=error.resource_type, resource_name=name, description=error.message)
+        )
+    if error.retry_after_seconds is not None:
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(round(error.retry_after_seconds * 1000))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    packed = []
+    for detail in details:
+        packed.append(any_pb2.Any())
+        packed[-1].Pack(detail)
+    return rpc_status.to_status(status_pb2.Status(code=code_pb2.Code.Value(error.grpc_code), message=error.message, details=packed))
+
+
+class _Undecodable:
+    """Stands for a request whose bytes are not the message they should be."""
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpcio has no type for its base class
+    """Checks every request by rules.check_request, and turns every exception, of calls and of streams, into a status.
+
+    Responses may be messages or bytes that are serialised already, so that one serialisation serves any number of streams.
+    """
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler | None:
+        """Wraps the handler of one call."""
+        handler: Any = await continuation(handler_call_details)
+        if handler is None or handler_call_details.method.startswith("/grpc."):
+            return handler
+        method = handler_call_details.method
+        if handler.unary_unary:
+            make, wrapped = grpc.unary_unary_rpc_method_handler, _unary(handler.unary_unary, method)
+        elif handler.unary_stream:
+            make, wrapped = grpc.unary_stream_rpc_method_handler, _stream(handler.unary_stream, method)
+        elif handler.stream_stream:
+            make, wrapped = grpc.stream_stream_rpc_method_handler, _stream(handler.stream_stream, method)
+        else:
+            make, wrapped = grpc.stream_unary_rpc_method_handler, _unary(handler.stream_unary, method)
+        return make(
+            wrapped,
+            request_deserializer=_decoder(handler.request_deserializer),
+            response_serializer=_encoder(handler.response_serializer),
+        )
+
+
+def _unary(call: Callable[[Any, Any], Awaitable[Any]], method: str) -> Callable[[Any, Any], Awaitable[Any]]:
+    async def wrapped(request: Any, context: Any) -> Any:
+        try:
+            return await call(await _checked(request), context)
+        except Exception as error:  # noqa: BLE001 -- the last place: everything becomes a status here
+            await _abort(context, error, method)
+
+    return wrapped
+
+
+def _stream(call: Callable[[Any, Any], AsyncIterator[Any]], method: str) -> Callable[[Any, Any], AsyncIterator[Any]]:
+    async def wrapped(request: Any, context: Any) -> AsyncIterator[Any]:
+        try:
+            checked = _checked_all(request) if hasattr(request, "__aiter__") else await _checked(request)
+            async for response in call(checked, context):
+                yield response
+        except Exception as error:  # noqa: BLE001 -- the last place: everything becomes a status here
+            await _abort(context, error, method)
+
+    return wrapped
+
+
+async def _checked(request: Any) -> Any:
+    if isinstance(request, _Undecodable):
+        raise InvalidField([Violation("", "the request's bytes are not the message that this method takes; generate the client anew")])
+    violations = await rules.check_request(request)
+    if violations:
+        raise InvalidField(violations)
+    return request
+
+
+async def _checked_all(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield await _checked(request)
+
+
+async def _abort(context: Any, error: Exception, method: str) -> NoReturn:
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    if not isinstance(error, PointsmanError):
+        request_id = str(uuid.uuid4())
+        log.error("call failed", method=method, request_id=request_id, exc_info=error)
+        error = Internal(request_id)
+    await context.abort_with_status(rich_status(error))
+    raise AssertionError("abort_with_status always raises")
+
+
+def _decoder(decode: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    if decode is None:
+        return None
+
+    def tolerant(data: bytes) -> Any:
+        try:
+            return decode(data)
+        except DecodeError:
+            return _Undecodable()
+
+    return tolerant
+
+
+def _encoder(encode: Callable[[Any], bytes] | None) -> Callable[[Any], bytes] | None:
+    if encode is None:
+        return None
+    return lambda response: response if type(response) is bytes else encode(response)
+
+
+class GrpcServer:
+    """A grpc.aio server with our options, interceptor, health and reflection.
+
+    Add servicers to `server`, name their services, then start. `address` has the resolved port after start.
+    """
+
+    def __init__(self, *, reuse_port: bool = False) -> None:
+        options = [
+            ("grpc.so_reuseport", int(reuse_port)),
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+            ("grpc.server.max_pending_requests", MAX_PENDING_REQUESTS),
+            ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_REQUESTS),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
+            ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ]
+        self.server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=options)
+        self.address = Address("", 0)
+        self._reuse_port = reuse_port
+        self._health = health.aio.HealthServicer()
+        self._services: list[str] = []
+
+    async def start(self, listen: Address, services: Sequence[str]) -> None:
+        """Listens and serves. `services` are the full names of those added, for health and reflection.
+
+        Raises:
+            StartupError: when the address cannot be listened on.
+        """
+        self._services = ["", *services]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
+        _add_reflection(self.server, [*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name])
+        if not self._reuse_port:
+            check_free(listen)
+        try:
+            port = self.server.add_insecure_port(str(listen))
+        except RuntimeError as error:
+            raise StartupError(f"cannot listen on {listen}: {error}") from error
+        self.address = Address(listen.host, port)
+        await self.server.start()
+        await self.set_serving(serving=True)
+
+    async def set_serving(self, *, serving: bool) -> None:
+        """What the health service answers, for the server and for each service."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for service in self._services:
+            await self._health.set(service, status)
+
+    async def drain(self) -> None:
+        """Health answers NOT_SERVING from now on, whatever set_serving says."""
+        await self._health.enter_graceful_shutdown()
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Takes no new calls, lets running ones finish within the grace, then ends them."""
+        await self.server.stop(grace_seconds)
+
+
+def check_free(listen: Address) -> None:
+    """Raises StartupError when something listens on the address already, or it is not of this machine.
+
+    A bind of our own gives a sentence where gRPC would write its inner state to stderr.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen(1)
+    except OSError as error:
+        why = "the port is already taken" if error.errno == 98 else (error.strerror or str(error))
+        raise StartupError(f"cannot listen on {listen}: {why}; stop what uses it, or choose another address") from error
+
+
+def _add_reflection(server: grpc.aio.Server, services: Sequence[str]) -> None:
+    """Serves reflection as v1alpha and as v1, which are the same but for the name; grpcio has v1alpha only (grpc/grpc#38576)."""
+    old = reflection_pb2.DESCRIPTOR
+    proto = descriptor_pb2.FileDescriptorProto()
+    old.CopyToProto(proto)
+    text = text_format.MessageToString(proto)
+    text = text.replace("grpc.reflection.v1alpha", "grpc.reflection.v1").replace("reflection/v1alpha/", "reflection/v1/")
+    descriptor_pool.Default().AddSerializedFile(text_format.Parse(text, descriptor_pb2.FileDescriptorProto()).SerializeToString())
+    name = "grpc.reflection.v1.ServerReflection"
+    servicer = ReflectionServicer([*services, reflection.SERVICE_NAME, name])
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
+    handler = grpc.stream_stream_rpc_method_handler(
+        servicer.ServerReflectionInfo,
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, {"ServerReflectionInfo": handler}),))
+
+
+def run(main: Callable[[asyncio.Event], Awaitable[None]]) -> NoReturn:
+    """Runs a server until SIGINT or SIGTERM sets the event that it is given, then exits with 0; a second signal exits at once.
+
+    A StartupError is one line on stderr and exit status 1.
+    """
+
+    async def with_signals() -> None:
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def on_signal() -> None:
+            if stop.is_set():
+                sys.stderr.write("second signal: exiting without draining\n")
+                sys.stderr.flush()
+                loop.stop()
+            stop.set()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, on_signal)
+        await main(stop)
+
+    try:
+        uvloop.run(with_signals())
+    except StartupError as error:
+        sys.exit(f"pointsman: {error}")
+    except RuntimeError:
+        # loop.stop() after the second signal ends the run half-way; anything else is a defect and keeps its traceback.
+        if "Event loop stopped before Future completed" not in str(sys.exc_info()[1]):
+            raise
+        sys.exit(1)
+    sys.exit(0)

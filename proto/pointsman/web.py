@@ -1,0 +1,106 @@
+"""The HTTP side of both servers: uvicorn inside our event loop, and the one JSON shape of errors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import socket
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import uvicorn
+
+from pointsman.errors import PointsmanError
+from pointsman.serving import check_free
+from pointsman.settings import Address
+
+GRACEFUL_SHUTDOWN_SECONDS = 10
+KEEP_ALIVE_SECONDS = 75
+
+
+def error_body(error: PointsmanError) -> bytes:
+    """The error as JSON: `{"error", "message", "details", "status_code", "timestamp"}` of errors.proto."""
+    details: dict[str, Any] = dict(error.metadata)
+    if error.violations:
+        details["violations"] = [{"field": v.field, "description": v.description} for v in error.violations]
+    body = {
+        "error": error.reason_name,
+        "message": error.message,
+        "details": details,
+        "status_code": error.http_status,
+        "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+    }
+    return msgspec.json.encode(body)
+
+
+def error_headers(error: PointsmanError) -> list[tuple[bytes, bytes]]:
+    """Content type, and Retry-After in whole seconds, rounded up, where a repeat makes sense."""
+    headers = [(b"content-type", b"application/json")]
+    if error.retry_after_seconds is not None:
+        headers.append((b"retry-after", str(max(1, math.ceil(error.retry_after_seconds))).encode()))
+    return headers
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handlers: one place owns shutdown (serving.run)."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class HttpServer:
+    """An ASGI app on an address of its own, in the event loop of the gRPC server. `address` has the resolved port after start."""
+
+    def __init__(self, app: Any, *, reuse_port: bool = False) -> None:
+        config = uvicorn.Config(
+            app,
+            loop="none",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
+        )
+        self.address = Address("", 0)
+        self._reuse_port = reuse_port
+        self._config = config
+        self._server = _Server(config)
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self, listen: Address) -> None:
+        """Listens and serves.
+
+        Raises:
+            StartupError: when the address cannot be listened on.
+        """
+        if not self._reuse_port:
+            check_free(listen)
+        self._config.host, self._config.port = listen.host, listen.port
+        sock = _bind(listen, reuse_port=self._reuse_port)
+        self.address = Address(listen.host, sock.getsockname()[1])
+        self._task = asyncio.create_task(self._server.serve(sockets=[sock]), name="http server")
+
+    async def stop(self) -> None:
+        """Takes no new requests, lets running ones finish, then closes."""
+        if self._task is not None:
+            self._server.should_exit = True
+            await self._task
+
+
+def _bind(listen: Address, *, reuse_port: bool) -> socket.socket:
+    family, kind, _, _, address = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM)[0]
+    sock = socket.socket(family, kind)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if reuse_port:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock.bind(address)
+    sock.setblocking(False)
+    return sock
