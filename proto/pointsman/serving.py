@@ -40,6 +40,8 @@ MAX_PENDING_REQUESTS = 20_000
 MIN_PING_INTERVAL_MS = 8_000
 KEEPALIVE_TIME_MS = 20_000
 KEEPALIVE_TIMEOUT_MS = 10_000
+# Checking a config of this size takes milliseconds; a larger one would hold up every stream of the process.
+CHECK_ON_THREAD_BYTES = 4096
 
 log = structlog.get_logger()
 
@@ -134,7 +136,8 @@ def _stream(call: Callable[[Any, Any], AsyncIterator[Any]], method: str) -> Call
 async def _checked(request: Any) -> Any:
     if isinstance(request, _Undecodable):
         raise InvalidField([Violation("", "the request's bytes are not the message that this method takes; generate the client anew")])
-    violations = await rules.check_request(request)
+    large = request.ByteSize() > CHECK_ON_THREAD_BYTES
+    violations = await asyncio.to_thread(rules.check_request, request) if large else rules.check_request(request)
     if violations:
         raise InvalidField(violations)
     return request
