@@ -1,0 +1,91 @@
+"""Starts a control plane: the only place where its parts are put together. `pointsman control-plane` runs this."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import click
+
+from control_plane.config import Settings
+from control_plane.gateways import Gateways
+from control_plane.http import make_app
+from control_plane.hub import Hub
+from control_plane.rpc.apps import AppServicer
+from control_plane.rpc.deployments import DeploymentServicer
+from control_plane.rpc.environments import EnvironmentServicer
+from control_plane.rpc.gateways import GatewayServicer
+from control_plane.rpc.releases import ReleaseServicer
+from control_plane.service.apps import Apps
+from control_plane.service.calls import utc_now
+from control_plane.service.deployments import Deployments
+from control_plane.service.environments import Environments
+from control_plane.service.releases import Releases
+from control_plane.storage import CannotOpenStore, open_store
+from pointsman.serving import GrpcServer, StartupError, run
+from pointsman.settings import settings_options
+from pointsman.v1 import (
+    apps_pb2,
+    apps_pb2_grpc,
+    deployments_pb2,
+    deployments_pb2_grpc,
+    environments_pb2,
+    environments_pb2_grpc,
+    gateways_pb2,
+    gateways_pb2_grpc,
+    releases_pb2,
+    releases_pb2_grpc,
+)
+from pointsman.web import HttpServer
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Serves until stop is set; then drains: health first, watchers and gateways next, running calls, the store last."""
+    async with contextlib.AsyncExitStack() as closing:
+        try:
+            store = await open_store(settings.store)
+        except CannotOpenStore as error:
+            raise StartupError(str(error)) from error
+        closing.push_async_callback(store.close)
+        hub = Hub(store)
+        await hub.start()
+        closing.push_async_callback(hub.close)
+
+        gateways = Gateways(utc_now, settings.prepare_timeout_seconds)
+        deployments = Deployments(store, gateways, utc_now)
+        releases = Releases(store, deployments, utc_now)
+
+        grpc_server = GrpcServer()
+        server = grpc_server.server
+        apps_pb2_grpc.add_AppServiceServicer_to_server(AppServicer(Apps(store, utc_now)), server)
+        environments_pb2_grpc.add_EnvironmentServiceServicer_to_server(EnvironmentServicer(Environments(store, utc_now)), server)
+        releases_pb2_grpc.add_ReleaseServiceServicer_to_server(ReleaseServicer(releases), server)
+        deployments_pb2_grpc.add_DeploymentServiceServicer_to_server(DeploymentServicer(deployments, hub), server)
+        gateways_pb2_grpc.add_GatewayServiceServicer_to_server(GatewayServicer(gateways, hub, releases, store.store_id), server)
+        files = (apps_pb2, environments_pb2, releases_pb2, deployments_pb2, gateways_pb2)
+        await grpc_server.start(
+            settings.listen, [service.full_name for file in files for service in file.DESCRIPTOR.services_by_name.values()]
+        )
+        closing.push_async_callback(grpc_server.stop, settings.drain_seconds)
+        http_server = HttpServer(make_app(store))
+        await http_server.start(settings.http)
+        closing.push_async_callback(http_server.stop)
+
+        click.echo(f"ready: control-plane grpc={grpc_server.address} http={http_server.address}")
+        await stop.wait()
+        await grpc_server.drain()
+        await hub.close()
+
+
+@click.command("control-plane")
+@settings_options(Settings)
+def main(settings: Settings) -> None:
+    """Serve the control plane: apps, releases, environments, deployments, and the streams of the gateways.
+
+    Example: pointsman control-plane --store sqlite:////var/lib/pointsman/pointsman.db
+    """
+    run(lambda stop: serve(settings, stop))
+
+
+if __name__ == "__main__":
+    main(prog_name="pointsman control-plane")

@@ -1,0 +1,197 @@
+"""From the model to messages, and from calls to what services want to know of them."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from control_plane import gateways, model
+from control_plane.service.calls import Call
+from control_plane.service.deployments import Deployed
+from control_plane.service.paging import PageRequest
+from control_plane.service.releases import ReleaseInfo
+from pointsman.v1.apps_pb2 import App
+from pointsman.v1.config_pb2 import AppConfig
+from pointsman.v1.deployments_pb2 import Binding, Deployment, Rollout
+from pointsman.v1.environments_pb2 import Environment
+from pointsman.v1.gateways_pb2 import Gateway
+from pointsman.v1.releases_pb2 import Release
+
+ANONYMOUS = "anonymous"
+ACTOR_METADATA = "x-actor"
+MAX_ACTOR_CHARS = 128
+
+
+def timestamp(moment: datetime | None) -> Timestamp | None:
+    """None stays absent."""
+    if moment is None:
+        return None
+    found = Timestamp()
+    found.FromDatetime(moment.astimezone(UTC))
+    return found
+
+
+def duration(seconds: float) -> Duration:
+    """Seconds as a Duration, to the microsecond."""
+    found = Duration()
+    found.FromTimedelta(timedelta(seconds=seconds))
+    return found
+
+
+def call_of(request: Any, context: Any) -> Call:
+    """Who asks and how, of a mutation. Without tokens the caller may name itself in the metadata `x-actor`."""
+    metadata = dict(context.invocation_metadata() or ())
+    named = str(metadata.get(ACTOR_METADATA, "")).strip()[:MAX_ACTOR_CHARS]
+    if not request.request_id:
+        return Call(actor=named or ANONYMOUS, validate_only=request.validate_only)
+    body = request.DESCRIPTOR.full_name.encode() + b"\n" + request.SerializeToString(deterministic=True)
+    return Call(
+        actor=named or ANONYMOUS,
+        request_id=request.request_id,
+        fingerprint=hashlib.sha256(body).hexdigest(),
+        validate_only=request.validate_only,
+    )
+
+
+def page_of(request: Any) -> PageRequest:
+    """Which page is asked for."""
+    return PageRequest(size=request.page_size, token=request.page_token)
+
+
+def optional(request: Message, field: str) -> Any:
+    """The field's value, or None when it is absent."""
+    return getattr(request, field) if request.HasField(field) else None
+
+
+def snapshot_of(config: AppConfig) -> bytes:
+    """The one serialisation of a config: the bytes that are hashed, stored, sent and never made again."""
+    return config.SerializeToString(deterministic=True)
+
+
+def app(found: model.App) -> App:
+    """An app as a message."""
+    return App(
+        app=found.app,
+        description=found.description,
+        create_time=timestamp(found.create_time),
+        created_by=found.created_by,
+        draft_version=found.draft_version,
+        draft_update_time=timestamp(found.draft_update_time),
+    )
+
+
+def environment(found: model.Environment) -> Environment:
+    """An environment as a message."""
+    return Environment(
+        environment=found.environment,
+        description=found.description,
+        create_time=timestamp(found.create_time),
+        created_by=found.created_by,
+    )
+
+
+def release(info: ReleaseInfo) -> Release:
+    """A release as a message, with its config when its bytes are there."""
+    found = info.release
+    return Release(
+        app=found.app,
+        tag=found.tag,
+        description=found.description,
+        digest=found.digest,
+        size_bytes=found.size_bytes,
+        state=Release.State.Value(info.state.value),
+        create_time=timestamp(found.create_time),
+        created_by=found.created_by,
+        environments=info.environments,
+        config=None if info.snapshot is None else AppConfig.FromString(info.snapshot),
+    )
+
+
+def binding(found: model.Binding) -> Binding:
+    """A binding as a message; with an empty release when it is gone."""
+    live = found.deployment
+    if live is None:
+        return Binding(app=found.app, environment=found.environment, revision=found.revision)
+    return Binding(
+        app=found.app,
+        environment=found.environment,
+        release=live.release,
+        digest=live.digest,
+        revision=found.revision,
+        previous_release=live.previous_release,
+        deployed_by=live.actor,
+        deploy_time=timestamp(live.create_time),
+        reason=live.reason,
+    )
+
+
+def deployment(found: model.Deployment) -> Deployment:
+    """An entry of the history as a message."""
+    return Deployment(
+        deployment_id=found.deployment_id,
+        app=found.app,
+        environment=found.environment,
+        action=Deployment.Action.Value(found.action.value),
+        release=found.release,
+        digest=found.digest,
+        previous_release=found.previous_release,
+        revision=found.revision,
+        actor=found.actor,
+        reason=found.reason,
+        create_time=timestamp(found.create_time),
+        forced=found.forced,
+    )
+
+
+def rollout(found: gateways.Rollout) -> Rollout:
+    """A rollout as a message."""
+    return Rollout(
+        revision=found.revision,
+        gateways_total=found.total,
+        gateways_applied=found.applied,
+        gateways_pending=found.pending,
+        gateways_rejected=[Rollout.Rejection(gateway_id=gateway_id, reason=reason) for gateway_id, reason in found.rejected],
+        duration=duration(found.seconds),
+    )
+
+
+def deployed(found: Deployed) -> dict[str, Any]:
+    """The fields that DeployResponse, PromoteResponse and RollbackResponse share."""
+    return {
+        "deployment": None if found.deployment is None else deployment(found.deployment),
+        "binding": binding(found.binding),
+        "rollout": None if found.rollout is None else rollout(found.rollout),
+    }
+
+
+def gateway(session: gateways.Session, bindings: list[model.Binding]) -> Gateway:
+    """A gateway as a message; `bindings` are those that it subscribes to."""
+    known = session.identity
+    return Gateway(
+        gateway_id=known.gateway_id,
+        instance_id=known.instance_id,
+        version=known.version,
+        peer=known.peer,
+        connected=session.connected,
+        revision=session.revision,
+        last_heard_time=timestamp(session.last_heard_time),
+        connect_time=timestamp(session.connect_time),
+        apps=sorted(known.apps),
+        environments=sorted(known.environments),
+        bindings=[
+            Gateway.LoadedBinding(
+                app=found.app,
+                environment=found.environment,
+                release=found.deployment.release,
+                revision=found.revision,
+                rejection=session.rejection_of(found) or "",
+            )
+            for found in bindings
+            if found.deployment is not None
+        ],
+    )

@@ -1,0 +1,44 @@
+"""ReleaseService."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from control_plane.rpc import convert
+from control_plane.service.releases import Releases
+from pointsman.v1 import releases_pb2 as pb
+from pointsman.v1 import releases_pb2_grpc
+
+
+class ReleaseServicer(releases_pb2_grpc.ReleaseServiceServicer):
+    """Converts between messages and service.releases."""
+
+    def __init__(self, releases: Releases) -> None:
+        self._releases = releases
+
+    async def CreateRelease(self, request: pb.CreateReleaseRequest, context: Any) -> pb.CreateReleaseResponse:
+        """See releases.proto."""
+        created, deployed = await self._releases.create(
+            app=request.app,
+            tag=request.tag,
+            description=request.description,
+            config=convert.snapshot_of(request.config) if request.HasField("config") else None,
+            deploy_to=request.deploy_to,
+            call=convert.call_of(request, context),
+        )
+        response = pb.CreateReleaseResponse(release=convert.release(created))
+        if deployed is not None and deployed.deployment is not None:
+            response.deployment.CopyFrom(convert.deployment(deployed.deployment))
+        if deployed is not None and deployed.rollout is not None:
+            response.rollout.CopyFrom(convert.rollout(deployed.rollout))
+        return response
+
+    async def GetRelease(self, request: pb.GetReleaseRequest, _context: Any) -> pb.GetReleaseResponse:
+        """See releases.proto."""
+        full = request.view == pb.Release.FULL
+        return pb.GetReleaseResponse(release=convert.release(await self._releases.get(request.app, request.tag, with_snapshot=full)))
+
+    async def ListReleases(self, request: pb.ListReleasesRequest, _context: Any) -> pb.ListReleasesResponse:
+        """See releases.proto."""
+        page = await self._releases.list(request.app, convert.page_of(request))
+        return pb.ListReleasesResponse(releases=map(convert.release, page.items), next_page_token=page.next_page_token)

@@ -1,0 +1,69 @@
+"""What every mutation is told besides its own arguments, and the promise that a repeated request is answered as the first was."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TypeVar
+
+import msgspec
+
+from control_plane.model import RememberedRequest
+from control_plane.storage.base import ReadTransaction, Transaction
+from pointsman.errors import InvalidField, Violation
+
+T = TypeVar("T")
+Clock = Callable[[], datetime]
+REQUEST_MEMORY_SECONDS = 24 * 3600
+
+
+def utc_now() -> datetime:
+    """The clock of a running server."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """Who asks, and how. `fingerprint` tells one request body from another; it matters only with a request_id."""
+
+    actor: str
+    request_id: str = ""
+    fingerprint: str = ""
+    validate_only: bool = False
+
+
+async def recall(tx: ReadTransaction, call: Call) -> RememberedRequest | None:
+    """What was answered to this request before, if it was asked before.
+
+    Raises:
+        InvalidField: when the request_id was used with another body.
+    """
+    first = await tx.remembered_request(call.actor, call.request_id) if call.request_id else None
+    if first is not None and first.fingerprint != call.fingerprint:
+        used = f"{call.request_id!r} was used before with another request; give each new request an id of its own"
+        raise InvalidField([Violation("request_id", used)], request_id=call.request_id)
+    return first
+
+
+async def once(tx: Transaction, call: Call, now: datetime, result_type: type[T], do: Callable[[], Awaitable[T]]) -> T:
+    """The remembered result of the request, or else that of do(), remembered in the same transaction.
+
+    Raises as recall.
+    """
+    first = await recall(tx, call)
+    if first is not None:
+        return msgspec.msgpack.decode(first.answer, type=result_type)
+    result = await do()
+    if not call.request_id:
+        return result
+    await tx.remember_request(
+        RememberedRequest(
+            caller=call.actor,
+            request_id=call.request_id,
+            fingerprint=call.fingerprint,
+            answer=msgspec.msgpack.encode(result),
+            create_time=now,
+        )
+    )
+    return result
