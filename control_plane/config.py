@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import click
-
 from pointsman.settings import Address, setting
 
 
@@ -17,8 +16,6 @@ class Settings:
     http: Address = setting(Address("127.0.0.1", 7480), "Address of HTTP: /livez, /readyz.")
     store: str = setting("sqlite:///pointsman.db", "Where everything is kept: sqlite:///PATH or postgresql://...")
     prepare_timeout_seconds: float = setting(
-        5.0, "How long a gateway may take to get a release ready before it is counted as pending.", type=click.FloatRange(0.1, 300)
+        5.0, "How long a gateway may take to get a release ready before it is counted as pending.", kind=click.FloatRange(0.1, 300)
     )
-    drain_seconds: float = setting(
-        5.0, "How long running calls may go on after SIGTERM.", type=click.FloatRange(0, 3600)
-    )
+    drain_seconds: float = setting(5.0, "How long running calls may go on after SIGTERM.", kind=click.FloatRange(0, 3600))

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 import structlog
+from pointsman.errors import ReleaseRejected
 
 from control_plane.hub import Watcher
 from control_plane.model import Binding
 from control_plane.service.calls import Clock
-from pointsman.errors import ReleaseRejected
 
 DEFAULT_WAIT_SECONDS = 5.0
 # Gateways that were connected once and are gone are remembered for ListGateways, the oldest forgotten first.
@@ -175,9 +175,7 @@ class Gateways:
     def connected(self, identity: Identity, watcher: Watcher, *, revision: int, held: Collection[str]) -> Iterator[Session]:
         """A session for as long as its stream is open."""
         now = self._clock()
-        session = Session(
-            identity=identity, connect_time=now, last_heard_time=now, watcher=watcher, revision=revision, held=set(held)
-        )
+        session = Session(identity=identity, connect_time=now, last_heard_time=now, watcher=watcher, revision=revision, held=set(held))
         self._remember(session)
         self._connected.add(session)
         log.info("gateway connected", gateway_id=identity.gateway_id, peer=identity.peer, revision=revision)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
+from pointsman.errors import RevisionConflict, ShuttingDown
+from pointsman.v1 import deployments_pb2 as pb
+from pointsman.v1 import deployments_pb2_grpc
+
 from control_plane.hub import Hub
 from control_plane.model import Binding
 from control_plane.rpc import convert
 from control_plane.service.deployments import Deployments, Options
-from pointsman.errors import RevisionConflict, ShuttingDown
-from pointsman.v1 import deployments_pb2 as pb
-from pointsman.v1 import deployments_pb2_grpc
 
 # The contract promises one at least every 10 s; a little less, since timers and networks are late.
 BOOKMARK_INTERVAL_SECONDS = 8.0
@@ -69,7 +70,9 @@ class DeploymentServicer(deployments_pb2_grpc.DeploymentServiceServicer):
         page = await self._deployments.history(request.app, request.environment, convert.page_of(request))
         return pb.ListDeploymentsResponse(deployments=map(convert.deployment, page.items), next_page_token=page.next_page_token)
 
-    async def WatchBindings(self, request: pb.WatchBindingsRequest, _context: Any) -> AsyncIterator[bytes]:
+    async def WatchBindings(  # type: ignore[override]  # the interceptor lets serialised messages through
+        self, request: pb.WatchBindingsRequest, _context: Any
+    ) -> AsyncIterator[bytes]:
         """See deployments.proto. Yields serialised messages: one serialisation serves every watcher."""
         await self._deployments.check_filters(request.app, request.environment)
         resuming = request.HasField("after_revision")

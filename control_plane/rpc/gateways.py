@@ -7,15 +7,15 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import structlog
+from pointsman.errors import InvalidField, RevisionConflict, ShuttingDown, Violation
+from pointsman.v1 import gateways_pb2 as pb
+from pointsman.v1 import gateways_pb2_grpc
 
 from control_plane.gateways import Gateways, Identity, Prepare, Rejection, Session
 from control_plane.hub import Hub
 from control_plane.rpc import convert
 from control_plane.service.paging import PageRequest
 from control_plane.service.releases import Releases
-from pointsman.errors import InvalidField, RevisionConflict, ShuttingDown, Violation
-from pointsman.v1 import gateways_pb2 as pb
-from pointsman.v1 import gateways_pb2_grpc
 
 CHUNK_BYTES = 256 * 1024
 HEARTBEAT_INTERVAL_SECONDS = 5.0
@@ -36,7 +36,9 @@ class GatewayServicer(gateways_pb2_grpc.GatewayServiceServicer):
         self._store_id = store_id
         self._updates = _Updates(hub)
 
-    async def Sync(self, requests: AsyncIterator[pb.SyncRequest], context: Any) -> AsyncIterator[bytes]:
+    async def Sync(  # type: ignore[override]  # the interceptor lets serialised messages through
+        self, requests: AsyncIterator[pb.SyncRequest], context: Any
+    ) -> AsyncIterator[bytes]:
         """See gateways.proto. Yields serialised messages: one serialisation serves every gateway."""
         hello = await _hello(requests)
         async with self._hub.watcher() as watcher:
@@ -108,7 +110,7 @@ class GatewayServicer(gateways_pb2_grpc.GatewayServiceServicer):
         """A gateway never mixes two stores, and never goes back."""
         if hello.store_id and hello.store_id != self._store_id:
             raise RevisionConflict(
-                f"Gateway {hello.gateway_id!r} holds the state of store {hello.store_id}, and this control plane has store {self._store_id}. "
+                f"Gateway {hello.gateway_id!r} holds the state of store {hello.store_id}; this control plane has store {self._store_id}. "
                 "Point the gateway at its own control plane, or give it an empty --state-dir to start anew here.",
                 gateway_id=hello.gateway_id,
                 expected=hello.store_id,
@@ -202,4 +204,3 @@ class _Updates:
             )
             found = self._serialised[key] = pb.SyncResponse(update=update).SerializeToString()
         return found
-

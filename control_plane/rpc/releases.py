@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from control_plane.rpc import convert
-from control_plane.service.releases import Releases
 from pointsman.v1 import releases_pb2 as pb
 from pointsman.v1 import releases_pb2_grpc
+
+from control_plane.rpc import convert
+from control_plane.service.releases import Releases
 
 
 class ReleaseServicer(releases_pb2_grpc.ReleaseServiceServicer):

@@ -11,13 +11,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from control_plane.gateways import DEFAULT_WAIT_SECONDS, Gateways, Rollout, Target
-from control_plane.model import Action, Binding, Deployment, Release
-from control_plane.service.apps import find_app
-from control_plane.service.calls import Call, Clock, once, recall
-from control_plane.service.environments import find_environment
-from control_plane.service.paging import Page, PageRequest
-from control_plane.storage.base import ReadTransaction, Store, Transaction
 from pointsman.errors import (
     InvalidField,
     NeverLiveHere,
@@ -28,6 +21,14 @@ from pointsman.errors import (
     Violation,
 )
 from pointsman.ids import new_id
+
+from control_plane.gateways import DEFAULT_WAIT_SECONDS, Gateways, Rollout, Target
+from control_plane.model import Action, Binding, Deployment, Release
+from control_plane.service.apps import find_app
+from control_plane.service.calls import Call, Clock, once, recall
+from control_plane.service.environments import find_environment
+from control_plane.service.paging import Page, PageRequest
+from control_plane.storage.base import ReadTransaction, Store, Transaction
 
 MAX_PREPARE_ROUNDS = 3
 
@@ -253,9 +254,7 @@ class Deployments:
             beneath=planned.beneath,
         )
         await tx.insert_deployment(deployment)
-        await tx.set_binding(
-            planned.app, planned.environment, revision=deployment.revision, deployment_id=deployment.deployment_id
-        )
+        await tx.set_binding(planned.app, planned.environment, revision=deployment.revision, deployment_id=deployment.deployment_id)
         binding = Binding(app=planned.app, environment=planned.environment, revision=deployment.revision, deployment=deployment)
         return Committed(deployment=deployment, binding=binding)
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import msgspec
-
 from pointsman.errors import InvalidField, Violation
 
 T = TypeVar("T")

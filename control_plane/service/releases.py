@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import structlog
+from pointsman.errors import InvalidField, PointsmanError, ReleaseConflict, ReleaseNotFound, StoreUnavailable, Violation
 
 from control_plane.model import Release, ReleaseState
 from control_plane.service.apps import check_size, digest_of, find_app
@@ -15,7 +16,6 @@ from control_plane.service.deployments import Deployed, Deployments, Options
 from control_plane.service.environments import find_environment
 from control_plane.service.paging import Page, PageRequest
 from control_plane.storage.base import ReadTransaction, Store, Transaction
-from pointsman.errors import InvalidField, PointsmanError, ReleaseConflict, ReleaseNotFound, StoreUnavailable, Violation
 
 log = structlog.get_logger()
 
@@ -160,7 +160,7 @@ class Releases:
         if actual != digest:
             log.error("a stored snapshot is damaged", digest=digest, actual=actual, store=self._store.location)
             raise StoreUnavailable(
-                f"The stored snapshot {digest} is damaged: its bytes hash to {actual}. It is never served; restore the store from a backup.",
+                f"The stored snapshot {digest} is damaged: it hashes to {actual}. It is never served; restore the store from a backup.",
                 store=self._store.location,
                 cause="damaged snapshot",
                 digest=digest,

@@ -88,7 +88,7 @@ class _Violations(PointsmanError):
     def __init__(self, violations: Sequence[Violation], **metadata: object) -> None:
         first = str(violations[0])
         more = f" (and {len(violations) - 1} more, see the details)" if len(violations) > 1 else ""
-        super().__init__(first + more, violations=violations, **metadata)
+        super().__init__(first + more, violations=violations, retry_after_seconds=None, **metadata)
         self.metadata.setdefault("violations", str(len(violations)))
         self.metadata.setdefault("field", violations[0].field)
 
@@ -318,7 +318,7 @@ class _Unavailable(PointsmanError):
 
     def __init__(self, message: str, *, retry_after_seconds: float | None = None, **metadata: object) -> None:
         after = self.default_retry_after_seconds if retry_after_seconds is None else retry_after_seconds
-        super().__init__(message, retry_after_seconds=after, **metadata)
+        super().__init__(message, violations=(), retry_after_seconds=after, **metadata)
 
 
 class Behind(_Unavailable):

@@ -62,9 +62,7 @@ def rich_status(error: PointsmanError) -> Any:
         details.append(error_details_pb2.PreconditionFailure(violations=[violation]))
     if error.resource_type:
         name = error.metadata.get(error.resource_type) or error.metadata.get("tag") or error.metadata.get("environment", "")
-        details.append(
-            error_details_pb2.ResourceInfo(resource_type=error.resource_type, resource_name=name, description=error.message)
-        )
+        details.append(error_details_pb2.ResourceInfo(resource_type=error.resource_type, resource_name=name, description=error.message))
     if error.retry_after_seconds is not None:
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(round(error.retry_after_seconds * 1000))
@@ -80,7 +78,7 @@ class _Undecodable:
     """Stands for a request whose bytes are not the message they should be."""
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpcio has no type for its base class
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Checks every request by rules.check_request, and turns every exception, of calls and of streams, into a status.
 
     Responses may be messages or bytes that are serialised already, so that one serialisation serves any number of streams.
@@ -88,14 +86,16 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grp
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler | None:
+    ) -> Any:
         """Wraps the handler of one call."""
         handler: Any = await continuation(handler_call_details)
         if handler is None or handler_call_details.method.startswith("/grpc."):
             return handler
         method = handler_call_details.method
+        make: Any
+        wrapped: Any
         if handler.unary_unary:
             make, wrapped = grpc.unary_unary_rpc_method_handler, _unary(handler.unary_unary, method)
         elif handler.unary_stream:
@@ -262,8 +262,8 @@ def _add_reflection(server: grpc.aio.Server, services: Sequence[str]) -> None:
     text = text.replace("grpc.reflection.v1alpha", "grpc.reflection.v1").replace("reflection/v1alpha/", "reflection/v1/")
     descriptor_pool.Default().AddSerializedFile(text_format.Parse(text, descriptor_pb2.FileDescriptorProto()).SerializeToString())
     name = "grpc.reflection.v1.ServerReflection"
-    servicer = ReflectionServicer([*services, reflection.SERVICE_NAME, name])
-    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
+    servicer: Any = ReflectionServicer([*services, reflection.SERVICE_NAME, name])
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]  # its stubs say no types
     handler = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,
         request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,

@@ -45,7 +45,7 @@ class Address(NamedTuple):
         return cls(host, int(port))
 
 
-class AddressType(click.ParamType):
+class AddressType(click.ParamType[Address]):
     """An Address on the command line."""
 
     name = "host:port"
@@ -60,12 +60,12 @@ class AddressType(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-def setting(default: Any, help: str, *, type: Any = None, secret: bool = False) -> Any:
-    """A field of a settings class. `type` is a click type where the default's own type says too little (bounds, paths).
+def setting(default: Any, description: str, *, kind: Any = None, secret: bool = False) -> Any:
+    """A field of a settings class. `kind` is a click type where the default's own type says too little (bounds, paths).
 
     A secret is left out of the repr.
     """
-    return dataclasses.field(default=default, repr=not secret, metadata={"help": help, "type": type})
+    return dataclasses.field(default=default, repr=not secret, metadata={"description": description, "kind": kind})
 
 
 class Described(NamedTuple):
@@ -74,13 +74,13 @@ class Described(NamedTuple):
     flag: str
     variable: str
     default: str
-    help: str
+    description: str
 
 
 def describe(settings: type[Any]) -> list[Described]:
     """Every setting of a class, in the order of its fields."""
     return [
-        Described(_flag(field.name), ENVIRONMENT_PREFIX + field.name.upper(), _shown(field.default), field.metadata["help"])
+        Described(_flag(field.name), ENVIRONMENT_PREFIX + field.name.upper(), _shown(field.default), field.metadata["description"])
         for field in dataclasses.fields(settings)
     ]
 
@@ -104,7 +104,7 @@ def settings_options(settings: type[Any]) -> Callable[[_F], _F]:
 
 def _option(field: dataclasses.Field[Any], hint: object) -> Callable[[Any], Any]:
     multiple = isinstance(field.default, tuple) and not isinstance(field.default, Address)
-    kind = field.metadata["type"] or (AddressType() if hint is Address else None)
+    kind = field.metadata["kind"] or (AddressType() if hint is Address else None)
     is_flag = hint is bool
     return click.option(
         _flag(field.name),
@@ -116,7 +116,7 @@ def _option(field: dataclasses.Field[Any], hint: object) -> Callable[[Any], Any]
         envvar=ENVIRONMENT_PREFIX + field.name.upper(),
         show_envvar=True,
         show_default=not multiple and field.default not in ("", None),
-        help=field.metadata["help"],
+        help=field.metadata["description"],
     )
 
 
