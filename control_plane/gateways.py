@@ -135,15 +135,15 @@ class _PrepareRound(_Round):
 
 
 class _RolloutRound(_Round):
-    """Counts who has reached the binding's revision."""
+    """Counts who has reached a revision."""
 
-    def __init__(self, sessions: Iterable[Session], binding: Binding) -> None:
-        self.binding = binding
+    def __init__(self, sessions: Iterable[Session], revision: int) -> None:
+        self.revision = revision
         self.members = set(sessions)
-        super().__init__(session for session in self.members if session.revision < binding.revision)
+        super().__init__(session for session in self.members if session.revision < revision)
 
     def heard(self, session: Session) -> None:
-        if session.revision >= self.binding.revision:
+        if session.revision >= self.revision:
             self.answered(session)
 
     def gone(self, session: Session) -> None:
@@ -235,13 +235,14 @@ class Gateways:
         if waiting.rejections:
             raise _rejected(targets, waiting.rejections)
 
-    async def rollout(self, binding: Binding, wait_seconds: float, *, started: float) -> Rollout:
-        """Waits until every connected subscriber serves the binding, at most so long; then tells who does.
+    async def rollout(self, bindings: Sequence[Binding], wait_seconds: float, *, started: float) -> Rollout:
+        """Waits until every connected subscriber serves the bindings, at most so long; then tells who does.
 
         `started` is the time.monotonic() of the commit.
         """
-        subscribed = (session for session in self._connected if session.subscribes(binding.app, binding.environment))
-        waiting = _RolloutRound(subscribed, binding)
+        revision = max(binding.revision for binding in bindings)
+        subscribed = (s for s in self._connected if any(s.subscribes(b.app, b.environment) for b in bindings))
+        waiting = _RolloutRound(subscribed, revision)
         if waiting.pending and wait_seconds > 0:
             self._rollouts.add(waiting)
             try:
@@ -250,11 +251,11 @@ class Gateways:
                 self._rollouts.discard(waiting)
         rejected = {}
         for session in waiting.members - waiting.pending:
-            reason = session.rejection_of(binding)
-            if reason is not None:
-                rejected[session.identity.gateway_id] = reason
+            reasons = [reason for binding in bindings if (reason := session.rejection_of(binding)) is not None]
+            if reasons:
+                rejected[session.identity.gateway_id] = "; ".join(reasons)
         return Rollout(
-            revision=binding.revision,
+            revision=revision,
             total=len(waiting.members),
             applied=len(waiting.members) - len(waiting.pending) - len(rejected),
             pending=sorted(session.identity.gateway_id for session in waiting.pending),

@@ -12,15 +12,15 @@ from pointsman.v1 import deployments_pb2_grpc
 from control_plane.hub import Hub
 from control_plane.model import Binding
 from control_plane.rpc import convert
-from control_plane.service.deployments import Deployments, Options
+from control_plane.service.deployments import Deployments, Options, Wanted
 
 # The contract promises one at least every 10 s; a little less, since timers and networks are late.
 BOOKMARK_INTERVAL_SECONDS = 8.0
 
 
-def _options(request: pb.DeployRequest | pb.PromoteRequest | pb.RollbackRequest) -> Options:
+def _options(request: pb.DeployRequest | pb.DeployManyRequest | pb.PromoteRequest | pb.RollbackRequest) -> Options:
     return Options(
-        expected_revision=convert.optional(request, "expected_revision"),
+        expected_revision=None if isinstance(request, pb.DeployManyRequest) else convert.optional(request, "expected_revision"),
         reason=request.reason,
         wait_seconds=request.wait.ToTimedelta().total_seconds() if request.HasField("wait") else None,
         force=request.force,
@@ -41,6 +41,24 @@ class DeploymentServicer(deployments_pb2_grpc.DeploymentServiceServicer):
             request.app, request.environment, request.release, _options(request), convert.call_of(request, context)
         )
         return pb.DeployResponse(**convert.deployed(found))
+
+    async def DeployMany(self, request: pb.DeployManyRequest, context: Any) -> pb.DeployManyResponse:
+        """See deployments.proto."""
+        wanted = [
+            Wanted(
+                app=target.app,
+                environment=target.environment,
+                release=target.release,
+                expected_revision=convert.optional(target, "expected_revision"),
+            )
+            for target in request.targets
+        ]
+        found = await self._deployments.deploy_many(wanted, _options(request), convert.call_of(request, context))
+        return pb.DeployManyResponse(
+            deployments=map(convert.deployment, found.deployments),
+            bindings=map(convert.binding, found.bindings),
+            rollout=None if found.rollout is None else convert.rollout(found.rollout),
+        )
 
     async def Promote(self, request: pb.PromoteRequest, context: Any) -> pb.PromoteResponse:
         """See deployments.proto."""

@@ -7,7 +7,7 @@ prepare, once inside the transaction that commits it, where it decides. When the
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -71,24 +71,44 @@ class PlannedBinding:
         return Target(app=self.app, environment=self.environment, release=self.release, digest=self.digest)
 
 
-Plan = Callable[[ReadTransaction], Awaitable[PlannedBinding]]
+Plan = Callable[[ReadTransaction], Awaitable[list[PlannedBinding]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """One target of DeployMany."""
+
+    app: str
+    environment: str
+    release: str
+    expected_revision: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Committed:
-    """The new entry of the history, None when nothing changed, and the binding as it is then."""
+    """The new entries of the history, one for each binding that changed, and all the bindings as they are then."""
 
-    deployment: Deployment | None
-    binding: Binding
+    deployments: list[Deployment]
+    bindings: list[Binding]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployed:
-    """What was committed, and who serves it; no rollout for a dry run."""
+    """What was committed, in the order asked for, and who serves it; no rollout for a dry run."""
 
-    deployment: Deployment | None
-    binding: Binding
+    deployments: list[Deployment]
+    bindings: list[Binding]
     rollout: Rollout | None
+
+    @property
+    def deployment(self) -> Deployment | None:
+        """Of a change of one binding: the new entry of the history, None when nothing changed."""
+        return self.deployments[0] if self.deployments else None
+
+    @property
+    def binding(self) -> Binding:
+        """Of a change of one binding: how it is now."""
+        return self.bindings[0]
 
 
 class _PlanChanged(Exception):
@@ -106,10 +126,24 @@ class Deployments:
     async def deploy(self, app: str, environment: str, release: str, options: Options, call: Call) -> Deployed:
         """Binds a release. Raises AppNotFound, ReleaseNotFound, EnvironmentNotFound, RevisionConflict, ReleaseRejected."""
 
-        async def plan(tx: ReadTransaction) -> PlannedBinding:
-            current = await _current(tx, app, environment, options.expected_revision)
-            found = await _find_release(tx, app, release)
-            return _on_top(found, environment, Action.DEPLOY, current)
+        wanted = Wanted(app=app, environment=environment, release=release, expected_revision=options.expected_revision)
+        return await self.deploy_many([wanted], options, call)
+
+    async def deploy_many(self, targets: Sequence[Wanted], options: Options, call: Call) -> Deployed:
+        """Binds several releases, all or none, at one revision. Raises as deploy, and InvalidField when a binding is named twice."""
+        twice = [
+            f"targets[{i}]" for i, t in enumerate(targets) if any((t.app, t.environment) == (u.app, u.environment) for u in targets[:i])
+        ]
+        if twice:
+            raise InvalidField([Violation(field, "names the same app and environment as a target before it") for field in twice])
+
+        async def plan(tx: ReadTransaction) -> list[PlannedBinding]:
+            planned = []
+            for wanted in targets:
+                current = await _current(tx, wanted.app, wanted.environment, wanted.expected_revision)
+                found = await _find_release(tx, wanted.app, wanted.release)
+                planned.append(_on_top(found, wanted.environment, Action.DEPLOY, current))
+            return planned
 
         return await self._carry_out(plan, options, call)
 
@@ -119,29 +153,29 @@ class Deployments:
             same = f"{to_environment!r} is also from_environment; name the environment that shall get the release"
             raise InvalidField([Violation("to_environment", same)])
 
-        async def plan(tx: ReadTransaction) -> PlannedBinding:
+        async def plan(tx: ReadTransaction) -> list[PlannedBinding]:
             source = await _current(tx, app, from_environment, None)
             current = await _current(tx, app, to_environment, options.expected_revision)
             if source is None or source.deployment is None:
                 raise NoReleaseDeployed(app, from_environment)
             found = await _find_release(tx, app, source.deployment.release)
-            return _on_top(found, to_environment, Action.PROMOTE, current)
+            return [_on_top(found, to_environment, Action.PROMOTE, current)]
 
         return await self._carry_out(plan, options, call)
 
     async def rollback(self, app: str, environment: str, to_release: str, options: Options, call: Call) -> Deployed:
         """Binds an earlier release again. Raises as deploy, and NoReleaseDeployed, NothingToRollBack, NeverLiveHere."""
 
-        async def plan(tx: ReadTransaction) -> PlannedBinding:
+        async def plan(tx: ReadTransaction) -> list[PlannedBinding]:
             current = await _current(tx, app, environment, options.expected_revision)
             if current is None or current.deployment is None:
                 raise NoReleaseDeployed(app, environment)
             if to_release:
-                return await _rollback_to(tx, current, current.deployment, to_release)
+                return [await _rollback_to(tx, current, current.deployment, to_release)]
             target = await _beneath(tx, current.deployment)
             if target is None:
                 raise NothingToRollBack(app, environment, current.deployment.release)
-            return _again(target, target.beneath, current)
+            return [_again(target, target.beneath, current)]
 
         return await self._carry_out(plan, options, call)
 
@@ -203,60 +237,69 @@ class Deployments:
         rollout = None
         if not call.validate_only:
             wait = DEFAULT_WAIT_SECONDS if options.wait_seconds is None else options.wait_seconds
-            rollout = await self._gateways.rollout(committed.binding, wait, started=time.monotonic())
-        return Deployed(deployment=committed.deployment, binding=committed.binding, rollout=rollout)
+            rollout = await self._gateways.rollout(committed.bindings, wait, started=time.monotonic())
+        return Deployed(deployments=committed.deployments, bindings=committed.bindings, rollout=rollout)
 
-    async def _prepare(self, plan: Plan, call: Call) -> Target | None:
-        """Has the gateways get ready; what they got ready for, or None when nothing will change. Raises ReleaseRejected."""
+    async def _prepare(self, plan: Plan, call: Call) -> list[Target] | None:
+        """Has the gateways get ready; what they got ready for, or None for a repeated request. Raises ReleaseRejected."""
 
-        async def work(tx: ReadTransaction) -> PlannedBinding | None:
-            if await recall(tx, call) is not None:
-                return None
-            return await plan(tx)
+        async def work(tx: ReadTransaction) -> list[PlannedBinding] | None:
+            return None if await recall(tx, call) is not None else await plan(tx)
 
         planned = await self._store.read(work)
-        if planned is None or not planned.changes:
+        if planned is None:
             return None
-        await self._gateways.prepare([planned.target])
-        return planned.target
+        targets = _changing(planned)
+        await self._gateways.prepare(targets)
+        return targets
 
-    async def _commit(self, plan: Plan, prepared: Target | None, options: Options, call: Call) -> Committed:
+    async def _commit(self, plan: Plan, prepared: list[Target] | None, options: Options, call: Call) -> Committed:
         now = self._clock()
 
         async def work(tx: Transaction) -> Committed:
             async def commit() -> Committed:
                 planned = await plan(tx)
-                if prepared is not None and planned.target != prepared:
+                if prepared is not None and _changing(planned) != prepared:
                     raise _PlanChanged
-                return await self._bind(tx, planned, options, call, now=now)
+                return await _bind(tx, planned, options, call, now=now)
 
             return await once(tx, call, now, Committed, commit)
 
         return await self._store.write(work, dry_run=call.validate_only)
 
-    @staticmethod
-    async def _bind(tx: Transaction, planned: PlannedBinding, options: Options, call: Call, *, now: datetime) -> Committed:
-        if planned.current is not None and not planned.changes:
-            return Committed(deployment=None, binding=planned.current)
+
+def _changing(planned: Sequence[PlannedBinding]) -> list[Target]:
+    return [binding.target for binding in planned if binding.changes]
+
+
+async def _bind(tx: Transaction, planned: Sequence[PlannedBinding], options: Options, call: Call, *, now: datetime) -> Committed:
+    """Sets what changes, all at one revision."""
+    deployments: list[Deployment] = []
+    bindings: list[Binding] = []
+    for wanted in planned:
+        if wanted.current is not None and not wanted.changes:
+            bindings.append(wanted.current)
+            continue
         deployment = Deployment(
             deployment_id=new_id(),
-            app=planned.app,
-            environment=planned.environment,
-            action=planned.action,
-            release=planned.release,
-            digest=planned.digest,
-            previous_release=planned.live.release if planned.live else "",
-            revision=await tx.next_revision(),
+            app=wanted.app,
+            environment=wanted.environment,
+            action=wanted.action,
+            release=wanted.release,
+            digest=wanted.digest,
+            previous_release=wanted.live.release if wanted.live else "",
+            revision=deployments[0].revision if deployments else await tx.next_revision(),
             actor=call.actor,
             reason=options.reason,
             create_time=now,
             forced=options.force,
-            beneath=planned.beneath,
+            beneath=wanted.beneath,
         )
         await tx.insert_deployment(deployment)
-        await tx.set_binding(planned.app, planned.environment, revision=deployment.revision, deployment_id=deployment.deployment_id)
-        binding = Binding(app=planned.app, environment=planned.environment, revision=deployment.revision, deployment=deployment)
-        return Committed(deployment=deployment, binding=binding)
+        await tx.set_binding(wanted.app, wanted.environment, revision=deployment.revision, deployment_id=deployment.deployment_id)
+        deployments.append(deployment)
+        bindings.append(Binding(app=wanted.app, environment=wanted.environment, revision=deployment.revision, deployment=deployment))
+    return Committed(deployments=deployments, bindings=bindings)
 
 
 async def check_filters(tx: ReadTransaction, app: str, environment: str) -> None:

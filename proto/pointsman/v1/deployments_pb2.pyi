@@ -344,6 +344,124 @@ class DeployResponse(_message.Message):
 Global___DeployResponse: _TypeAlias = DeployResponse  # noqa: Y015
 
 @_typing.final
+class DeployManyRequest(_message.Message):
+    """Asks to bind several releases together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Target(_message.Message):
+        """One binding to set."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        APP_FIELD_NUMBER: _builtins.int
+        ENVIRONMENT_FIELD_NUMBER: _builtins.int
+        RELEASE_FIELD_NUMBER: _builtins.int
+        EXPECTED_REVISION_FIELD_NUMBER: _builtins.int
+        app: _builtins.str
+        """Whose release."""
+        environment: _builtins.str
+        """Where."""
+        release: _builtins.str
+        """Tag of the release."""
+        expected_revision: _builtins.int
+        """Absent: whatever is there; 0: must be unbound; n: must be the binding's revision."""
+        def __init__(
+            self,
+            *,
+            app: _builtins.str = ...,
+            environment: _builtins.str = ...,
+            release: _builtins.str = ...,
+            expected_revision: _builtins.int | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision", "app", b"app", "environment", b"environment", "expected_revision", b"expected_revision", "release", b"release"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        _WhichOneofReturnType__expected_revision: _TypeAlias = _typing.Literal["expected_revision"]  # noqa: Y015
+        _WhichOneofArgType__expected_revision: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision"]  # noqa: Y015
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_revision) -> _WhichOneofReturnType__expected_revision | None: ...
+
+    TARGETS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """At most 1 KiB; kept in the history of each."""
+    request_id: _builtins.str
+    """UUID; a repeat within 24 h returns the first answer."""
+    validate_only: _builtins.bool
+    """Check only, the gateways' veto included; nothing is bound."""
+    force: _builtins.bool
+    """Skip the gateways' veto; recorded in the history."""
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeployManyRequest.Target]:
+        """1 to 500, each another binding."""
+
+    @_builtins.property
+    def wait(self) -> _duration_pb2.Duration:
+        """How long to wait for gateways to apply it; absent: 5 s; 0: not at all; at most 5 min."""
+
+    def __init__(
+        self,
+        *,
+        targets: _abc.Iterable[Global___DeployManyRequest.Target] | None = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str | None = ...,
+        validate_only: _builtins.bool = ...,
+        wait: _duration_pb2.Duration | None = ...,
+        force: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "request_id", b"request_id", "wait", b"wait"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "force", b"force", "reason", b"reason", "request_id", b"request_id", "targets", b"targets", "validate_only", b"validate_only", "wait", b"wait"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__request_id: _TypeAlias = _typing.Literal["request_id"]  # noqa: Y015
+    _WhichOneofArgType__request_id: _TypeAlias = _typing.Literal["_request_id", b"_request_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__request_id) -> _WhichOneofReturnType__request_id | None: ...
+
+Global___DeployManyRequest: _TypeAlias = DeployManyRequest  # noqa: Y015
+
+@_typing.final
+class DeployManyResponse(_message.Message):
+    """What happened."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENTS_FIELD_NUMBER: _builtins.int
+    BINDINGS_FIELD_NUMBER: _builtins.int
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deployments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Deployment]:
+        """The new entries of the history, all of one revision; none for a target that was live already."""
+
+    @_builtins.property
+    def bindings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Binding]:
+        """What is bound now, in the order of the targets."""
+
+    @_builtins.property
+    def rollout(self) -> Global___Rollout:
+        """Who serves all of it."""
+
+    def __init__(
+        self,
+        *,
+        deployments: _abc.Iterable[Global___Deployment] | None = ...,
+        bindings: _abc.Iterable[Global___Binding] | None = ...,
+        rollout: Global___Rollout | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bindings", b"bindings", "deployments", b"deployments", "rollout", b"rollout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeployManyResponse: _TypeAlias = DeployManyResponse  # noqa: Y015
+
+@_typing.final
 class PromoteRequest(_message.Message):
     """Asks to bind what is live in one environment to another."""
 

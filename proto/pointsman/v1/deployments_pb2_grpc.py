@@ -43,6 +43,11 @@ class DeploymentServiceStub:
                 request_serializer=pointsman_dot_v1_dot_deployments__pb2.DeployRequest.SerializeToString,
                 response_deserializer=pointsman_dot_v1_dot_deployments__pb2.DeployResponse.FromString,
                 _registered_method=True)
+        self.DeployMany = channel.unary_unary(
+                '/pointsman.v1.DeploymentService/DeployMany',
+                request_serializer=pointsman_dot_v1_dot_deployments__pb2.DeployManyRequest.SerializeToString,
+                response_deserializer=pointsman_dot_v1_dot_deployments__pb2.DeployManyResponse.FromString,
+                _registered_method=True)
         self.Promote = channel.unary_unary(
                 '/pointsman.v1.DeploymentService/Promote',
                 request_serializer=pointsman_dot_v1_dot_deployments__pb2.PromoteRequest.SerializeToString,
@@ -85,6 +90,13 @@ class DeploymentServiceServicer:
     def Deploy(self, request, context):
         """Binds a release to an environment. What is bound there already: a no-op that returns the present binding.
         Errors: INVALID_FIELD, APP_NOT_FOUND, RELEASE_NOT_FOUND, ENVIRONMENT_NOT_FOUND, REVISION_CONFLICT, RELEASE_REJECTED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeployMany(self, request, context):
+        """Binds several releases at one revision, all or none, across apps and environments. Errors: as Deploy.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,6 +154,11 @@ def add_DeploymentServiceServicer_to_server(servicer, server):
                     servicer.Deploy,
                     request_deserializer=pointsman_dot_v1_dot_deployments__pb2.DeployRequest.FromString,
                     response_serializer=pointsman_dot_v1_dot_deployments__pb2.DeployResponse.SerializeToString,
+            ),
+            'DeployMany': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeployMany,
+                    request_deserializer=pointsman_dot_v1_dot_deployments__pb2.DeployManyRequest.FromString,
+                    response_serializer=pointsman_dot_v1_dot_deployments__pb2.DeployManyResponse.SerializeToString,
             ),
             'Promote': grpc.unary_unary_rpc_method_handler(
                     servicer.Promote,
@@ -205,6 +222,33 @@ class DeploymentService:
             '/pointsman.v1.DeploymentService/Deploy',
             pointsman_dot_v1_dot_deployments__pb2.DeployRequest.SerializeToString,
             pointsman_dot_v1_dot_deployments__pb2.DeployResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeployMany(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pointsman.v1.DeploymentService/DeployMany',
+            pointsman_dot_v1_dot_deployments__pb2.DeployManyRequest.SerializeToString,
+            pointsman_dot_v1_dot_deployments__pb2.DeployManyResponse.FromString,
             options,
             channel_credentials,
             insecure,

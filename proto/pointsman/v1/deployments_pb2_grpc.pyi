@@ -41,6 +41,8 @@ class DeploymentServiceStub:
     """Binds a release to an environment. What is bound there already: a no-op that returns the present binding.
     Errors: INVALID_FIELD, APP_NOT_FOUND, RELEASE_NOT_FOUND, ENVIRONMENT_NOT_FOUND, REVISION_CONFLICT, RELEASE_REJECTED.
     """
+    DeployMany: _grpc.UnaryUnaryMultiCallable[_deployments_pb2.DeployManyRequest, _deployments_pb2.DeployManyResponse]
+    """Binds several releases at one revision, all or none, across apps and environments. Errors: as Deploy."""
     Promote: _grpc.UnaryUnaryMultiCallable[_deployments_pb2.PromoteRequest, _deployments_pb2.PromoteResponse]
     """Binds what is live in one environment to another. Errors: as Deploy, and NO_RELEASE_DEPLOYED."""
     Rollback: _grpc.UnaryUnaryMultiCallable[_deployments_pb2.RollbackRequest, _deployments_pb2.RollbackResponse]
@@ -72,6 +74,8 @@ class DeploymentServiceAsyncStub(DeploymentServiceStub):
     """Binds a release to an environment. What is bound there already: a no-op that returns the present binding.
     Errors: INVALID_FIELD, APP_NOT_FOUND, RELEASE_NOT_FOUND, ENVIRONMENT_NOT_FOUND, REVISION_CONFLICT, RELEASE_REJECTED.
     """
+    DeployMany: _aio.UnaryUnaryMultiCallable[_deployments_pb2.DeployManyRequest, _deployments_pb2.DeployManyResponse]  # type: ignore[assignment]
+    """Binds several releases at one revision, all or none, across apps and environments. Errors: as Deploy."""
     Promote: _aio.UnaryUnaryMultiCallable[_deployments_pb2.PromoteRequest, _deployments_pb2.PromoteResponse]  # type: ignore[assignment]
     """Binds what is live in one environment to another. Errors: as Deploy, and NO_RELEASE_DEPLOYED."""
     Rollback: _aio.UnaryUnaryMultiCallable[_deployments_pb2.RollbackRequest, _deployments_pb2.RollbackResponse]  # type: ignore[assignment]
@@ -106,6 +110,14 @@ class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
         """Binds a release to an environment. What is bound there already: a no-op that returns the present binding.
         Errors: INVALID_FIELD, APP_NOT_FOUND, RELEASE_NOT_FOUND, ENVIRONMENT_NOT_FOUND, REVISION_CONFLICT, RELEASE_REJECTED.
         """
+
+    @_abc_1.abstractmethod
+    def DeployMany(
+        self,
+        request: _deployments_pb2.DeployManyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_deployments_pb2.DeployManyResponse, _abc.Awaitable[_deployments_pb2.DeployManyResponse]]:
+        """Binds several releases at one revision, all or none, across apps and environments. Errors: as Deploy."""
 
     @_abc_1.abstractmethod
     def Promote(
