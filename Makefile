@@ -1,10 +1,11 @@
-# Every target sets up what it needs in .venv first. With uv where it is installed, else with python3 -m venv and pip.
+# Every target sets up what it needs in .venv first: with uv where it is installed, else with python3 -m venv and pip.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := postgres,mcp,local-model
+# The tests use every optional part; the demo needs none of them.
+TEST_EXTRAS := postgres,mcp,local-model
 
-.PHONY: demo test lint proto bench dev clean
+.PHONY: demo dev test lint format proto wire bench clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.runtime  ## walk the whole release workflow against real servers
@@ -13,7 +14,7 @@ demo: $(VENV)/.runtime  ## walk the whole release workflow against real servers
 dev: $(VENV)/.runtime  ## both servers with a sample app, until Ctrl-C
 	@$(BIN)/pointsman dev
 
-test: $(VENV)/.dev lint  ## everything that can run on this machine
+test: lint  ## everything that can run on this machine
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
@@ -21,21 +22,29 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/buf lint
-	$(BIN)/buf breaking proto --against tests/wire.binpb
+	$(BIN)/buf breaking --against tests/wire.binpb
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 proto: $(VENV)/.dev  ## regenerate the committed stubs
+	$(BIN)/buf format --write --path proto/pointsman
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python proto/generate.py
 
-bench: $(VENV)/.dev  ## speed and memory, as ratios against a peer in the same run
+wire: $(VENV)/.dev  ## at a release: the contract that the next one must not break
+	$(BIN)/buf build --output tests/wire.binpb
+
+bench: $(VENV)/.dev  ## speed and memory, measured on this machine
 	$(BIN)/python -m tests.bench
 
-$(VENV)/.runtime: pyproject.toml uv.lock
-	@sh tests/setup.sh runtime $(PYTHON) $(VENV) "$(EXTRAS)"
+$(VENV)/.runtime: pyproject.toml uv.lock tests/setup.sh
+	@sh tests/setup.sh runtime $(PYTHON) $(VENV) ""
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml uv.lock
-	@sh tests/setup.sh dev $(PYTHON) $(VENV) "$(EXTRAS)"
+$(VENV)/.dev: pyproject.toml uv.lock tests/setup.sh
+	@sh tests/setup.sh dev $(PYTHON) $(VENV) "$(TEST_EXTRAS)"
 	@touch $(VENV)/.runtime $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
