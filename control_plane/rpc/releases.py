@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+from google.protobuf import json_format
 from pointsman.v1 import releases_pb2 as pb
 from pointsman.v1 import releases_pb2_grpc
+from pointsman.v1.config_pb2 import AppConfig
 
 from control_plane.rpc import convert
+from control_plane.service.apps import digest_of
+from control_plane.service.diff import Change, diff
 from control_plane.service.releases import Releases
 
 
@@ -43,3 +48,28 @@ class ReleaseServicer(releases_pb2_grpc.ReleaseServiceServicer):
         """See releases.proto."""
         page = await self._releases.list(request.app, convert.page_of(request))
         return pb.ListReleasesResponse(releases=map(convert.release, page.items), next_page_token=page.next_page_token)
+
+    async def DiffReleases(self, request: pb.DiffReleasesRequest, _context: Any) -> pb.DiffReleasesResponse:
+        """See releases.proto."""
+        old, new = await self._releases.configs(request.app, request.from_release, request.to_release)
+        changes = await asyncio.to_thread(lambda: list(map(_change, diff(_plain(old), _plain(new)))))
+        return pb.DiffReleasesResponse(changes=changes, from_digest=digest_of(old), to_digest=digest_of(new))
+
+
+def _plain(snapshot: bytes) -> dict[str, Any]:
+    plain: dict[str, Any] = json_format.MessageToDict(AppConfig.FromString(snapshot), preserving_proto_field_name=True)
+    return plain
+
+
+def _change(found: Change) -> pb.DiffReleasesResponse.Change:
+    message = pb.DiffReleasesResponse.Change(
+        kind=pb.DiffReleasesResponse.Change.Kind.Value(found.kind.value),
+        path=found.path,
+        breaking=bool(found.breaking),
+        breaking_reason=found.breaking,
+    )
+    if found.old is not None:
+        json_format.ParseDict(found.old, message.old_value)
+    if found.new is not None:
+        json_format.ParseDict(found.new, message.new_value)
+    return message

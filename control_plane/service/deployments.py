@@ -125,7 +125,6 @@ class Deployments:
 
     async def deploy(self, app: str, environment: str, release: str, options: Options, call: Call) -> Deployed:
         """Binds a release. Raises AppNotFound, ReleaseNotFound, EnvironmentNotFound, RevisionConflict, ReleaseRejected."""
-
         wanted = Wanted(app=app, environment=environment, release=release, expected_revision=options.expected_revision)
         return await self.deploy_many([wanted], options, call)
 
@@ -141,7 +140,7 @@ class Deployments:
             planned = []
             for wanted in targets:
                 current = await _current(tx, wanted.app, wanted.environment, wanted.expected_revision)
-                found = await _find_release(tx, wanted.app, wanted.release)
+                found = await find_release(tx, wanted.app, wanted.release)
                 planned.append(_on_top(found, wanted.environment, Action.DEPLOY, current))
             return planned
 
@@ -158,7 +157,7 @@ class Deployments:
             current = await _current(tx, app, to_environment, options.expected_revision)
             if source is None or source.deployment is None:
                 raise NoReleaseDeployed(app, from_environment)
-            found = await _find_release(tx, app, source.deployment.release)
+            found = await find_release(tx, app, source.deployment.release)
             return [_on_top(found, to_environment, Action.PROMOTE, current)]
 
         return await self._carry_out(plan, options, call)
@@ -329,7 +328,8 @@ async def _current(tx: ReadTransaction, app: str, environment: str, expected_rev
     return binding
 
 
-async def _find_release(tx: ReadTransaction, app: str, tag: str) -> Release:
+async def find_release(tx: ReadTransaction, app: str, tag: str) -> Release:
+    """The release, or ReleaseNotFound with near tags."""
     release = await tx.release(app, tag)
     if release is None:
         raise ReleaseNotFound(app, tag, await tx.release_tags(app))
@@ -349,7 +349,7 @@ async def _rollback_to(tx: ReadTransaction, current: Binding, live: Deployment, 
         return _again(below, below.beneath, current)
     earlier = await tx.last_deployment_of(current.app, current.environment, to_release)
     if earlier is None:
-        await _find_release(tx, current.app, to_release)
+        await find_release(tx, current.app, to_release)
         raise NeverLiveHere(current.app, current.environment, to_release)
     return _again(earlier, live.deployment_id, current)
 

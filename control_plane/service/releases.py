@@ -12,7 +12,7 @@ from pointsman.errors import InvalidField, PointsmanError, ReleaseConflict, Rele
 from control_plane.model import Release, ReleaseState
 from control_plane.service.apps import check_size, digest_of, find_app
 from control_plane.service.calls import Call, Clock, once, recall
-from control_plane.service.deployments import Deployed, Deployments, Options
+from control_plane.service.deployments import Deployed, Deployments, Options, find_release
 from control_plane.service.environments import find_environment
 from control_plane.service.paging import Page, PageRequest
 from control_plane.storage.base import ReadTransaction, Store, Transaction
@@ -127,9 +127,7 @@ class Releases:
 
         async def work(tx: ReadTransaction) -> ReleaseInfo:
             await find_app(tx, app)
-            release = await tx.release(app, tag)
-            if release is None:
-                raise ReleaseNotFound(app, tag, await tx.release_tags(app))
+            release = await find_release(tx, app, tag)
             info = (await describe(tx, [release]))[0]
             if not with_snapshot:
                 return info
@@ -137,6 +135,20 @@ class Releases:
             return ReleaseInfo(release=release, state=info.state, environments=info.environments, snapshot=snapshot)
 
         return await self._store.read(work)
+
+    async def configs(self, app: str, *tags: str) -> list[bytes]:
+        """The bytes of these releases, of the draft for an empty tag, all of one moment. Raises as get."""
+
+        async def work(tx: ReadTransaction) -> list[bytes]:
+            await find_app(tx, app)
+            return [await self._config(tx, app, tag) for tag in tags]
+
+        return await self._store.read(work)
+
+    async def _config(self, tx: ReadTransaction, app: str, tag: str) -> bytes:
+        if not tag:
+            return (await tx.draft(app)).config
+        return await self._verified(tx, (await find_release(tx, app, tag)).digest)
 
     async def list(self, app: str, request: PageRequest) -> Page[ReleaseInfo]:
         """Releases of the app, newest first, without their bytes. Raises AppNotFound."""

@@ -23,12 +23,13 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from pointsman.v1 import config_pb2 as pointsman_dot_v1_dot_config__pb2
 from pointsman.v1 import deployments_pb2 as pointsman_dot_v1_dot_deployments__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpointsman/v1/releases.proto\x12\x0cpointsman.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19pointsman/v1/config.proto\x1a\x1epointsman/v1/deployments.proto\"\x88\x03\n\x07Release\x12\x0b\n\x03\x61pp\x18\x01 \x01(\t\x12\x0b\n\x03tag\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12*\n\x05state\x18\x06 \x01(\x0e\x32\x1b.pointsman.v1.Release.State\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\ncreated_by\x18\x08 \x01(\t\x12\x14\n\x0c\x65nvironments\x18\t \x03(\t\x12\'\n\x06\x63onfig\x18\n \x01(\x0b\x32\x17.pointsman.v1.AppConfig\"G\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\t\n\x05READY\x10\x01\x12\x0c\n\x08\x44\x45PLOYED\x10\x02\x12\x0e\n\nSUPERSEDED\x10\x03\"1\n\x04View\x12\x14\n\x10VIEW_UNSPECIFIED\x10\x00\x12\t\n\x05\x42\x41SIC\x10\x01\x12\x08\n\x04\x46ULL\x10\x02\"\xdf\x02\n\x14\x43reateReleaseRequest\x12\x35\n\x03\x61pp\x18\x01 \x01(\tB(\xbaH%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12\x37\n\x03tag\x18\x02 \x01(\tB*\xbaH\'r%2#^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$\x12\x1d\n\x0b\x64\x65scription\x18\x03 \x01(\tB\x08\xbaH\x05r\x03(\x80 \x12/\n\x06\x63onfig\x18\x04 \x01(\x0b\x32\x17.pointsman.v1.AppConfigB\x06\xbaH\x03\xd8\x01\x03\x12>\n\tdeploy_to\x18\x05 \x01(\tB+\xbaH(r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\xd8\x01\x01\x12!\n\nrequest_id\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01H\x00\x88\x01\x01\x12\x15\n\rvalidate_only\x18\x07 \x01(\x08\x42\r\n\x0b_request_id\"\x95\x01\n\x15\x43reateReleaseResponse\x12&\n\x07release\x18\x01 \x01(\x0b\x32\x15.pointsman.v1.Release\x12,\n\ndeployment\x18\x02 \x01(\x0b\x32\x18.pointsman.v1.Deployment\x12&\n\x07rollout\x18\x03 \x01(\x0b\x32\x15.pointsman.v1.Rollout\"\xb7\x01\n\x11GetReleaseRequest\x12\x35\n\x03\x61pp\x18\x01 \x01(\tB(\xbaH%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12\x37\n\x03tag\x18\x02 \x01(\tB*\xbaH\'r%2#^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$\x12\x32\n\x04view\x18\x03 \x01(\x0e\x32\x1a.pointsman.v1.Release.ViewB\x08\xbaH\x05\x82\x01\x02\x10\x01\"<\n\x12GetReleaseResponse\x12&\n\x07release\x18\x01 \x01(\x0b\x32\x15.pointsman.v1.Release\"\x86\x01\n\x13ListReleasesRequest\x12\x35\n\x03\x61pp\x18\x01 \x01(\tB(\xbaH%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03(\x80\x08\"X\n\x14ListReleasesResponse\x12\'\n\x08releases\x18\x01 \x03(\x0b\x32\x15.pointsman.v1.Release\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\x92\x02\n\x0eReleaseService\x12X\n\rCreateRelease\x12\".pointsman.v1.CreateReleaseRequest\x1a#.pointsman.v1.CreateReleaseResponse\x12O\n\nGetRelease\x12\x1f.pointsman.v1.GetReleaseRequest\x1a .pointsman.v1.GetReleaseResponse\x12U\n\x0cListReleases\x12!.pointsman.v1.ListReleasesRequest\x1a\".pointsman.v1.ListReleasesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpointsman/v1/releases.proto\x12\x0cpointsman.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19pointsman/v1/config.proto\x1a\x1epointsman/v1/deployments.proto\"\x88\x03\n\x07Release\x12\x0b\n\x03\x61pp\x18\x01 \x01(\t\x12\x0b\n\x03tag\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12*\n\x05state\x18\x06 \x01(\x0e\x32\x1b.pointsman.v1.Release.State\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\ncreated_by\x18\x08 \x01(\t\x12\x14\n\x0c\x65nvironments\x18\t \x03(\t\x12\'\n\x06\x63onfig\x18\n \x01(\x0b\x32\x17.pointsman.v1.AppConfig\"G\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\t\n\x05READY\x10\x01\x12\x0c\n\x08\x44\x45PLOYED\x10\x02\x12\x0e\n\nSUPERSEDED\x10\x03\"1\n\x04View\x12\x14\n\x10VIEW_UNSPECIFIED\x10\x00\x12\t\n\x05\x42\x41SIC\x10\x01\x12\x08\n\x04\x46ULL\x10\x02\"\xdf\x02\n\x14\x43reateReleaseRequest\x12\x35\n\x03\x61pp\x18\x01 \x01(\tB(\xbaH%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12\x37\n\x03tag\x18\x02 \x01(\tB*\xbaH\'r%2#^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$\x12\x1d\n\x0b\x64\x65scription\x18\x03 \x01(\tB\x08\xbaH\x05r\x03(\x80 \x12/\n\x06\x63onfig\x18\x04 \x01(\x0b\x32\x17.pointsman.v1.AppConfigB\x06\xbaH\x03\xd8\x01\x03\x12>\n\tdeploy_to\x18\x05 \x01(\tB+\xbaH(r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\xd8\x01\x01\x12!\n\nrequest_id\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01H\x00\x88\x01\x01\x12\x15\n\rvalidate_only\x18\x07 \x01(\x08\x42\r\n\x0b_request_id\"\x95\x01\n\x15\x43reateReleaseResponse\x12&\n\x07release\x18\x01 \x01(\x0b\x32\x15.pointsman.v1.Release\x12,\n\ndeployment\x18\x02 \x01(\x0b\x32\x18.pointsman.v1.Deployment\x12&\n\x07rollout\x18\x03 \x01(\x0b\x32\x15.pointsman.v1.Rollout\"\xb7\x01\n\x11GetReleaseRequest\x12\x35\n\x03\x61pp\x18\x01 \x01(\tB(\xbaH%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12\x37\n\x03tag\x18\x02 \x01(\tB*\xbaH\'r%2#^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$\x12\x32\n\x04view\x18\x03 \x01(\x0e\x32\x1a.pointsman.v1.Release.ViewB\x08\xbaH\x05\x82\x01\x02\x10\x01\"<\n\x12GetReleaseResponse\x12&\n\x07release\x18\x01 \x01(\x0b\x32\x15.pointsman.v1.Release\"\x86\x01\n\x13ListReleasesRequest\x12\x35\n\x03\x61pp\x18\x01 \x01(\tB(\xbaH%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03(\x80\x08\"X\n\x14ListReleasesResponse\x12\'\n\x08releases\x18\x01 \x03(\x0b\x32\x15.pointsman.v1.Release\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xd4\x01\n\x13\x44iffReleasesRequest\x12\x35\n\x03\x61pp\x18\x01 \x01(\tB(\xbaH%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12\x43\n\x0c\x66rom_release\x18\x02 \x01(\tB-\xbaH*r%2#^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$\xd8\x01\x01\x12\x41\n\nto_release\x18\x03 \x01(\tB-\xbaH*r%2#^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$\xd8\x01\x01\"\x95\x03\n\x14\x44iffReleasesResponse\x12:\n\x07\x63hanges\x18\x01 \x03(\x0b\x32).pointsman.v1.DiffReleasesResponse.Change\x12\x13\n\x0b\x66rom_digest\x18\x02 \x01(\t\x12\x11\n\tto_digest\x18\x03 \x01(\t\x1a\x98\x02\n\x06\x43hange\x12<\n\x04kind\x18\x01 \x01(\x0e\x32..pointsman.v1.DiffReleasesResponse.Change.Kind\x12\x0c\n\x04path\x18\x02 \x01(\t\x12)\n\told_value\x18\x03 \x01(\x0b\x32\x16.google.protobuf.Value\x12)\n\tnew_value\x18\x04 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x10\n\x08\x62reaking\x18\x05 \x01(\x08\x12\x17\n\x0f\x62reaking_reason\x18\x06 \x01(\t\"A\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\t\n\x05\x41\x44\x44\x45\x44\x10\x01\x12\x0b\n\x07REMOVED\x10\x02\x12\x0b\n\x07\x43HANGED\x10\x03\x32\xe9\x02\n\x0eReleaseService\x12X\n\rCreateRelease\x12\".pointsman.v1.CreateReleaseRequest\x1a#.pointsman.v1.CreateReleaseResponse\x12O\n\nGetRelease\x12\x1f.pointsman.v1.GetReleaseRequest\x1a .pointsman.v1.GetReleaseResponse\x12U\n\x0cListReleases\x12!.pointsman.v1.ListReleasesRequest\x1a\".pointsman.v1.ListReleasesResponse\x12U\n\x0c\x44iffReleases\x12!.pointsman.v1.DiffReleasesRequest\x1a\".pointsman.v1.DiffReleasesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -59,24 +60,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTRELEASESREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\004\032\002(\000'
   _globals['_LISTRELEASESREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_LISTRELEASESREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003(\200\010'
-  _globals['_RELEASE']._serialized_start=167
-  _globals['_RELEASE']._serialized_end=559
-  _globals['_RELEASE_STATE']._serialized_start=437
-  _globals['_RELEASE_STATE']._serialized_end=508
-  _globals['_RELEASE_VIEW']._serialized_start=510
-  _globals['_RELEASE_VIEW']._serialized_end=559
-  _globals['_CREATERELEASEREQUEST']._serialized_start=562
-  _globals['_CREATERELEASEREQUEST']._serialized_end=913
-  _globals['_CREATERELEASERESPONSE']._serialized_start=916
-  _globals['_CREATERELEASERESPONSE']._serialized_end=1065
-  _globals['_GETRELEASEREQUEST']._serialized_start=1068
-  _globals['_GETRELEASEREQUEST']._serialized_end=1251
-  _globals['_GETRELEASERESPONSE']._serialized_start=1253
-  _globals['_GETRELEASERESPONSE']._serialized_end=1313
-  _globals['_LISTRELEASESREQUEST']._serialized_start=1316
-  _globals['_LISTRELEASESREQUEST']._serialized_end=1450
-  _globals['_LISTRELEASESRESPONSE']._serialized_start=1452
-  _globals['_LISTRELEASESRESPONSE']._serialized_end=1540
-  _globals['_RELEASESERVICE']._serialized_start=1543
-  _globals['_RELEASESERVICE']._serialized_end=1817
+  _globals['_DIFFRELEASESREQUEST'].fields_by_name['app']._loaded_options = None
+  _globals['_DIFFRELEASESREQUEST'].fields_by_name['app']._serialized_options = b'\272H%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$'
+  _globals['_DIFFRELEASESREQUEST'].fields_by_name['from_release']._loaded_options = None
+  _globals['_DIFFRELEASESREQUEST'].fields_by_name['from_release']._serialized_options = b'\272H*r%2#^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$\330\001\001'
+  _globals['_DIFFRELEASESREQUEST'].fields_by_name['to_release']._loaded_options = None
+  _globals['_DIFFRELEASESREQUEST'].fields_by_name['to_release']._serialized_options = b'\272H*r%2#^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$\330\001\001'
+  _globals['_RELEASE']._serialized_start=197
+  _globals['_RELEASE']._serialized_end=589
+  _globals['_RELEASE_STATE']._serialized_start=467
+  _globals['_RELEASE_STATE']._serialized_end=538
+  _globals['_RELEASE_VIEW']._serialized_start=540
+  _globals['_RELEASE_VIEW']._serialized_end=589
+  _globals['_CREATERELEASEREQUEST']._serialized_start=592
+  _globals['_CREATERELEASEREQUEST']._serialized_end=943
+  _globals['_CREATERELEASERESPONSE']._serialized_start=946
+  _globals['_CREATERELEASERESPONSE']._serialized_end=1095
+  _globals['_GETRELEASEREQUEST']._serialized_start=1098
+  _globals['_GETRELEASEREQUEST']._serialized_end=1281
+  _globals['_GETRELEASERESPONSE']._serialized_start=1283
+  _globals['_GETRELEASERESPONSE']._serialized_end=1343
+  _globals['_LISTRELEASESREQUEST']._serialized_start=1346
+  _globals['_LISTRELEASESREQUEST']._serialized_end=1480
+  _globals['_LISTRELEASESRESPONSE']._serialized_start=1482
+  _globals['_LISTRELEASESRESPONSE']._serialized_end=1570
+  _globals['_DIFFRELEASESREQUEST']._serialized_start=1573
+  _globals['_DIFFRELEASESREQUEST']._serialized_end=1785
+  _globals['_DIFFRELEASESRESPONSE']._serialized_start=1788
+  _globals['_DIFFRELEASESRESPONSE']._serialized_end=2193
+  _globals['_DIFFRELEASESRESPONSE_CHANGE']._serialized_start=1913
+  _globals['_DIFFRELEASESRESPONSE_CHANGE']._serialized_end=2193
+  _globals['_DIFFRELEASESRESPONSE_CHANGE_KIND']._serialized_start=2128
+  _globals['_DIFFRELEASESRESPONSE_CHANGE_KIND']._serialized_end=2193
+  _globals['_RELEASESERVICE']._serialized_start=2196
+  _globals['_RELEASESERVICE']._serialized_end=2557
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -333,3 +334,136 @@ class ListReleasesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListReleasesResponse: _TypeAlias = ListReleasesResponse  # noqa: Y015
+
+@_typing.final
+class DiffReleasesRequest(_message.Message):
+    """Asks what is different between two configs of an app."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_FIELD_NUMBER: _builtins.int
+    FROM_RELEASE_FIELD_NUMBER: _builtins.int
+    TO_RELEASE_FIELD_NUMBER: _builtins.int
+    app: _builtins.str
+    """Whose releases."""
+    from_release: _builtins.str
+    """Tag of the older one; absent: the draft."""
+    to_release: _builtins.str
+    """Tag of the newer one; absent: the draft."""
+    def __init__(
+        self,
+        *,
+        app: _builtins.str = ...,
+        from_release: _builtins.str = ...,
+        to_release: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "from_release", b"from_release", "to_release", b"to_release"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiffReleasesRequest: _TypeAlias = DiffReleasesRequest  # noqa: Y015
+
+@_typing.final
+class DiffReleasesResponse(_message.Message):
+    """What is different."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Change(_message.Message):
+        """One difference."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        class _Kind:
+            ValueType = _typing.NewType("ValueType", _builtins.int)
+            V: _TypeAlias = ValueType  # noqa: Y015
+
+        class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[DiffReleasesResponse.Change._Kind.ValueType], _builtins.type):
+            DESCRIPTOR: _descriptor.EnumDescriptor
+            KIND_UNSPECIFIED: DiffReleasesResponse.Change._Kind.ValueType  # 0
+            """Never sent."""
+            ADDED: DiffReleasesResponse.Change._Kind.ValueType  # 1
+            """It is only in to_release."""
+            REMOVED: DiffReleasesResponse.Change._Kind.ValueType  # 2
+            """It is only in from_release."""
+            CHANGED: DiffReleasesResponse.Change._Kind.ValueType  # 3
+            """It differs."""
+
+        class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+            """What happened to a value."""
+
+        KIND_UNSPECIFIED: DiffReleasesResponse.Change.Kind.ValueType  # 0
+        """Never sent."""
+        ADDED: DiffReleasesResponse.Change.Kind.ValueType  # 1
+        """It is only in to_release."""
+        REMOVED: DiffReleasesResponse.Change.Kind.ValueType  # 2
+        """It is only in from_release."""
+        CHANGED: DiffReleasesResponse.Change.Kind.ValueType  # 3
+        """It differs."""
+
+        KIND_FIELD_NUMBER: _builtins.int
+        PATH_FIELD_NUMBER: _builtins.int
+        OLD_VALUE_FIELD_NUMBER: _builtins.int
+        NEW_VALUE_FIELD_NUMBER: _builtins.int
+        BREAKING_FIELD_NUMBER: _builtins.int
+        BREAKING_REASON_FIELD_NUMBER: _builtins.int
+        kind: Global___DiffReleasesResponse.Change.Kind.ValueType
+        """What happened."""
+        path: _builtins.str
+        """Where, with list items by name: `pipelines[chat].stages[answer].steps[reply].timeout`."""
+        breaking: _builtins.bool
+        """Callers of before may be refused now."""
+        breaking_reason: _builtins.str
+        """Why it is breaking; else empty."""
+        @_builtins.property
+        def old_value(self) -> _struct_pb2.Value:
+            """As it was; absent when added."""
+
+        @_builtins.property
+        def new_value(self) -> _struct_pb2.Value:
+            """As it is; absent when removed."""
+
+        def __init__(
+            self,
+            *,
+            kind: Global___DiffReleasesResponse.Change.Kind.ValueType = ...,
+            path: _builtins.str = ...,
+            old_value: _struct_pb2.Value | None = ...,
+            new_value: _struct_pb2.Value | None = ...,
+            breaking: _builtins.bool = ...,
+            breaking_reason: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["new_value", b"new_value", "old_value", b"old_value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["breaking", b"breaking", "breaking_reason", b"breaking_reason", "kind", b"kind", "new_value", b"new_value", "old_value", b"old_value", "path", b"path"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    CHANGES_FIELD_NUMBER: _builtins.int
+    FROM_DIGEST_FIELD_NUMBER: _builtins.int
+    TO_DIGEST_FIELD_NUMBER: _builtins.int
+    from_digest: _builtins.str
+    """Digest of the older one."""
+    to_digest: _builtins.str
+    """Digest of the newer one."""
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___DiffReleasesResponse.Change]:
+        """In the order of the config; none when both are the same."""
+
+    def __init__(
+        self,
+        *,
+        changes: _abc.Iterable[Global___DiffReleasesResponse.Change] | None = ...,
+        from_digest: _builtins.str = ...,
+        to_digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "from_digest", b"from_digest", "to_digest", b"to_digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiffReleasesResponse: _TypeAlias = DiffReleasesResponse  # noqa: Y015

@@ -50,6 +50,11 @@ class ReleaseServiceStub:
                 request_serializer=pointsman_dot_v1_dot_releases__pb2.ListReleasesRequest.SerializeToString,
                 response_deserializer=pointsman_dot_v1_dot_releases__pb2.ListReleasesResponse.FromString,
                 _registered_method=True)
+        self.DiffReleases = channel.unary_unary(
+                '/pointsman.v1.ReleaseService/DiffReleases',
+                request_serializer=pointsman_dot_v1_dot_releases__pb2.DiffReleasesRequest.SerializeToString,
+                response_deserializer=pointsman_dot_v1_dot_releases__pb2.DiffReleasesResponse.FromString,
+                _registered_method=True)
 
 
 class ReleaseServiceServicer:
@@ -79,6 +84,13 @@ class ReleaseServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DiffReleases(self, request, context):
+        """Tells what is different between two releases, or between a release and the draft. Errors: APP_NOT_FOUND, RELEASE_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ReleaseServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -96,6 +108,11 @@ def add_ReleaseServiceServicer_to_server(servicer, server):
                     servicer.ListReleases,
                     request_deserializer=pointsman_dot_v1_dot_releases__pb2.ListReleasesRequest.FromString,
                     response_serializer=pointsman_dot_v1_dot_releases__pb2.ListReleasesResponse.SerializeToString,
+            ),
+            'DiffReleases': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiffReleases,
+                    request_deserializer=pointsman_dot_v1_dot_releases__pb2.DiffReleasesRequest.FromString,
+                    response_serializer=pointsman_dot_v1_dot_releases__pb2.DiffReleasesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -180,6 +197,33 @@ class ReleaseService:
             '/pointsman.v1.ReleaseService/ListReleases',
             pointsman_dot_v1_dot_releases__pb2.ListReleasesRequest.SerializeToString,
             pointsman_dot_v1_dot_releases__pb2.ListReleasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiffReleases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pointsman.v1.ReleaseService/DiffReleases',
+            pointsman_dot_v1_dot_releases__pb2.DiffReleasesRequest.SerializeToString,
+            pointsman_dot_v1_dot_releases__pb2.DiffReleasesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,6 +42,8 @@ class ReleaseServiceStub:
     """Returns one release. Errors: APP_NOT_FOUND, RELEASE_NOT_FOUND."""
     ListReleases: _grpc.UnaryUnaryMultiCallable[_releases_pb2.ListReleasesRequest, _releases_pb2.ListReleasesResponse]
     """Lists the releases of an app, newest first, without their configs. Errors: APP_NOT_FOUND."""
+    DiffReleases: _grpc.UnaryUnaryMultiCallable[_releases_pb2.DiffReleasesRequest, _releases_pb2.DiffReleasesResponse]
+    """Tells what is different between two releases, or between a release and the draft. Errors: APP_NOT_FOUND, RELEASE_NOT_FOUND."""
 
 @_typing.type_check_only
 class ReleaseServiceAsyncStub(ReleaseServiceStub):
@@ -57,6 +59,8 @@ class ReleaseServiceAsyncStub(ReleaseServiceStub):
     """Returns one release. Errors: APP_NOT_FOUND, RELEASE_NOT_FOUND."""
     ListReleases: _aio.UnaryUnaryMultiCallable[_releases_pb2.ListReleasesRequest, _releases_pb2.ListReleasesResponse]  # type: ignore[assignment]
     """Lists the releases of an app, newest first, without their configs. Errors: APP_NOT_FOUND."""
+    DiffReleases: _aio.UnaryUnaryMultiCallable[_releases_pb2.DiffReleasesRequest, _releases_pb2.DiffReleasesResponse]  # type: ignore[assignment]
+    """Tells what is different between two releases, or between a release and the draft. Errors: APP_NOT_FOUND, RELEASE_NOT_FOUND."""
 
 class ReleaseServiceServicer(metaclass=_abc_1.ABCMeta):
     """Immutable snapshots of an app."""
@@ -87,5 +91,13 @@ class ReleaseServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_releases_pb2.ListReleasesResponse, _abc.Awaitable[_releases_pb2.ListReleasesResponse]]:
         """Lists the releases of an app, newest first, without their configs. Errors: APP_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def DiffReleases(
+        self,
+        request: _releases_pb2.DiffReleasesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_releases_pb2.DiffReleasesResponse, _abc.Awaitable[_releases_pb2.DiffReleasesResponse]]:
+        """Tells what is different between two releases, or between a release and the draft. Errors: APP_NOT_FOUND, RELEASE_NOT_FOUND."""
 
 def add_ReleaseServiceServicer_to_server(servicer: ReleaseServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
