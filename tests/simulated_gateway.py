@@ -1,0 +1,106 @@
+"""A gateway that speaks the real Sync protocol and runs nothing: thousands fit in a process. For tests of the control plane and for benchmarks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+from pointsman.v1 import gateways_pb2 as pb
+from pointsman.v1 import gateways_pb2_grpc
+
+from tests.eventually import eventually
+
+
+class SimulatedGateway:
+    """One stream. `bindings` is what it was told, `history` every Update's revision, `flipped_at` when each arrived (monotonic)."""
+
+    def __init__(self, gateway_id: str, *, refuse: Callable[[str], str] = lambda _digest: "", apply: bool = True, **hello: Any) -> None:
+        self.gateway_id = gateway_id
+        self.instance_id = str(uuid.uuid4())
+        self.revision = 0
+        self.store_id = ""
+        self.bindings: dict[tuple[str, str], str] = {}
+        self.history: list[int] = []
+        self.flipped_at: dict[int, float] = {}
+        self.prepared: list[str] = []
+        self.moved = False
+        self._held: list[str] = []
+        self._refuse = refuse
+        self._apply = apply
+        self._hello = hello
+
+    @contextlib.asynccontextmanager
+    async def connected(self, address: str) -> AsyncIterator[SimulatedGateway]:
+        """A stream of its own connection, in sync with what the control plane had when this was called."""
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(address, options=options) as channel:
+            task = asyncio.create_task(self.run(channel))
+            try:
+                await eventually(lambda: task.done() or self.history, 30)
+                if task.done():
+                    task.result()
+                yield self
+            finally:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, grpc.aio.AioRpcError):
+                    await task
+
+    async def run(self, channel: grpc.aio.Channel) -> None:
+        """Speaks until the control plane ends the stream; raises what that ended it with."""
+        hello = pb.SyncRequest.Hello(
+            gateway_id=self.gateway_id,
+            instance_id=self.instance_id,
+            version="simulated",
+            revision=self.revision,
+            store_id=self.store_id,
+            held_digests=self._held,
+            **self._hello,
+        )
+        call = gateways_pb2_grpc.GatewayServiceStub(channel).Sync()
+        await call.write(pb.SyncRequest(hello=hello))
+        async for message in call:
+            for answer in self._take(message):
+                await call.write(answer)
+
+    def _take(self, message: pb.SyncResponse) -> list[pb.SyncRequest]:
+        match message.WhichOneof("kind"):
+            case "welcome":
+                self.store_id = message.welcome.store_id
+            case "move":
+                self.moved = True
+            case "prepare":
+                return self._prepare(message.prepare)
+            case "update":
+                return self._update(message.update)
+        return []
+
+    def _prepare(self, prepare: pb.SyncResponse.Prepare) -> list[pb.SyncRequest]:
+        refused = [
+            pb.SyncRequest.Rejection(app=t.app, environment=t.environment, digest=t.digest, reason=self._refuse(t.digest))
+            for t in prepare.targets
+            if self._refuse(t.digest)
+        ]
+        digests = [t.digest for t in prepare.targets if not self._refuse(t.digest)]
+        self.prepared += digests
+        self._held += digests
+        held = pb.SyncRequest(held=pb.SyncRequest.Held(added=digests))
+        return [held, pb.SyncRequest(prepared=pb.SyncRequest.Prepared(prepare_id=prepare.prepare_id, rejections=refused))]
+
+    def _update(self, update: pb.SyncResponse.Update) -> list[pb.SyncRequest]:
+        assert update.revision >= self.revision, f"went back from {self.revision} to {update.revision}"
+        for binding in update.bindings:
+            assert binding.revision > self.revision
+            self.bindings[binding.app, binding.environment] = binding.release
+        self.flipped_at[update.revision] = time.monotonic()
+        self.history.append(update.revision)
+        if not self._apply:
+            return []
+        if update.revision == self.revision and not update.synced:
+            return [pb.SyncRequest(heartbeat=pb.SyncRequest.Heartbeat())]
+        self.revision = update.revision
+        return [pb.SyncRequest(applied=pb.SyncRequest.Applied(revision=update.revision))]
