@@ -30,10 +30,10 @@ format: $(VENV)/.dev
 
 proto: $(VENV)/.dev  ## regenerate the committed stubs
 	$(BIN)/buf format --write --path proto/pointsman
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python proto/generate.py
+	$(BIN)/python proto/generate.py
 
 wire: $(VENV)/.dev  ## at a release: the contract that the next one must not break
-	$(BIN)/buf build --output tests/wire.binpb
+	$(BIN)/buf build --exclude-source-info --output tests/wire.binpb
 
 bench: $(VENV)/.dev  ## speed and memory, measured on this machine
 	$(BIN)/python -m tests.bench

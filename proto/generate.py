@@ -4,6 +4,7 @@ Without a directory the stubs go beside their .proto files; the drift test gives
 Needs the pinned grpcio-tools and mypy-protobuf of the development dependencies.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -19,6 +20,8 @@ def generate(output: Path) -> None:
         SystemExit: when protoc refuses a file; it has said why on stderr.
     """
     output.mkdir(parents=True, exist_ok=True)
+    # protoc looks for its plugins on the PATH; ours are installed beside this Python.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     protos = sorted(ROOT.glob("*/**/*.proto"))
     services = [path for path in protos if "\nservice " in path.read_text()]
     well_known = Path(protoc.__file__).parent / "_proto"
