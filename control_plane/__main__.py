@@ -6,21 +6,6 @@ import asyncio
 import contextlib
 
 import click
-from pointsman.serving import GrpcServer, StartupError, run
-from pointsman.settings import settings_options
-from pointsman.v1 import (
-    apps_pb2,
-    apps_pb2_grpc,
-    deployments_pb2,
-    deployments_pb2_grpc,
-    environments_pb2,
-    environments_pb2_grpc,
-    gateways_pb2,
-    gateways_pb2_grpc,
-    releases_pb2,
-    releases_pb2_grpc,
-)
-from pointsman.web import HttpServer
 
 from control_plane.config import Settings
 from control_plane.gateways import Gateways
@@ -37,6 +22,21 @@ from control_plane.service.deployments import Deployments
 from control_plane.service.environments import Environments
 from control_plane.service.releases import Releases
 from control_plane.storage import CannotOpenStore, open_store
+from pointsman.serving import GrpcServer, StartupError, run
+from pointsman.settings import settings_options
+from pointsman.v1 import (
+    apps_pb2,
+    apps_pb2_grpc,
+    deployments_pb2,
+    deployments_pb2_grpc,
+    environments_pb2,
+    environments_pb2_grpc,
+    gateways_pb2,
+    gateways_pb2_grpc,
+    releases_pb2,
+    releases_pb2_grpc,
+)
+from pointsman.web import HttpServer
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:

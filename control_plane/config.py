@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import click
+
 from pointsman.settings import Address, setting
 
 

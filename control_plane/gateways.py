@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 import structlog
-from pointsman.errors import ReleaseRejected
 
 from control_plane.hub import Watcher
 from control_plane.model import Binding
 from control_plane.service.calls import Clock
+from pointsman.errors import ReleaseRejected
 
 DEFAULT_WAIT_SECONDS = 5.0
 # Gateways that were connected once and are gone are remembered for ListGateways, the oldest forgotten first.

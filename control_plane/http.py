@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from pointsman.errors import PointsmanError
-from pointsman.web import error_body, error_headers
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from control_plane.storage.base import Store
+from pointsman.errors import PointsmanError
+from pointsman.web import error_body, error_headers
 
 
 def make_app(store: Store) -> Any:

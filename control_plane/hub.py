@@ -13,10 +13,10 @@ import random
 from collections.abc import AsyncIterator, Collection
 
 import structlog
-from pointsman.errors import StoreUnavailable
 
 from control_plane.model import Binding
 from control_plane.storage.base import ReadTransaction, Store
+from pointsman.errors import StoreUnavailable
 
 RETRY_SECONDS = (0.1, 5.0)
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import platform
 import shutil
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from tests.clients import ControlPlane, Gateway, control_plane_client, gateway_client
+from tests.eventually import eventually
 from tests.processes import BIN, Server, start_control_plane, start_gateway
 
 # What a test needs beyond the runtime dependencies: name, how it is found, what is missing without it.
@@ -79,3 +83,32 @@ async def gateway(tmp_path: Path, control_plane: Server) -> AsyncIterator[Server
     """A gateway of that control plane."""
     async with start_gateway(tmp_path, control_plane.grpc) as server:
         yield server
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A control plane with two gateways, and clients of all three. Shared by many tests: each makes apps of its own."""
+
+    control_plane: Server
+    gateways: tuple[Server, Server]
+    plane: ControlPlane
+    gates: tuple[Gateway, Gateway]
+
+
+@pytest_asyncio.fixture(scope="session")
+async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    """Started once; nothing may be killed or restarted in it."""
+    folder = tmp_path_factory.mktemp("stack")
+    async with contextlib.AsyncExitStack() as running:
+        control_plane = await running.enter_async_context(start_control_plane(folder))
+        gateways = [
+            await running.enter_async_context(start_gateway(folder, control_plane.grpc, gateway_id=name)) for name in ("east", "west")
+        ]
+        plane = await running.enter_async_context(control_plane_client(control_plane))
+        gates = [await running.enter_async_context(gateway_client(gateway)) for gateway in gateways]
+
+        async def connected() -> bool:
+            return all([(await gate.status()).connected for gate in gates])
+
+        await eventually(connected)
+        yield Stack(control_plane, (gateways[0], gateways[1]), plane, (gates[0], gates[1]))

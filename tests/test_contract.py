@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import pointsman.v1
 import pytest
-from pointsman.errors import PointsmanError, Reason, all_errors
 
 import control_plane.rpc
 import data_plane
+import pointsman.v1
+from pointsman.errors import PointsmanError, Reason, all_errors
 
 ROOT = Path(__file__).parent.parent
 PROTO = ROOT / "proto"

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from pointsman.settings import describe
 
 ROOT = Path(__file__).parent.parent

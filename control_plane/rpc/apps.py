@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from control_plane.rpc import convert
+from control_plane.service.apps import Apps
 from pointsman.errors import InvalidField, Violation
 from pointsman.v1 import apps_pb2, apps_pb2_grpc
 from pointsman.v1.config_pb2 import AppConfig
-
-from control_plane.rpc import convert
-from control_plane.service.apps import Apps
 
 
 class AppServicer(apps_pb2_grpc.AppServiceServicer):

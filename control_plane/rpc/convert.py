@@ -9,18 +9,18 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
-from pointsman.v1.apps_pb2 import App
-from pointsman.v1.config_pb2 import AppConfig
-from pointsman.v1.deployments_pb2 import Binding, Deployment, Rollout
-from pointsman.v1.environments_pb2 import Environment
-from pointsman.v1.gateways_pb2 import Gateway
-from pointsman.v1.releases_pb2 import Release
 
 from control_plane import gateways, model
 from control_plane.service.calls import Call
 from control_plane.service.deployments import Deployed
 from control_plane.service.paging import PageRequest
 from control_plane.service.releases import ReleaseInfo
+from pointsman.v1.apps_pb2 import App
+from pointsman.v1.config_pb2 import AppConfig
+from pointsman.v1.deployments_pb2 import Binding, Deployment, Rollout
+from pointsman.v1.environments_pb2 import Environment
+from pointsman.v1.gateways_pb2 import Gateway
+from pointsman.v1.releases_pb2 import Release
 
 ANONYMOUS = "anonymous"
 ACTOR_METADATA = "x-actor"

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from pointsman.errors import RevisionConflict, ShuttingDown
-from pointsman.v1 import deployments_pb2 as pb
-from pointsman.v1 import deployments_pb2_grpc
-
 from control_plane.hub import Hub
 from control_plane.model import Binding
 from control_plane.rpc import convert
 from control_plane.service.deployments import Deployments, Options, Wanted
+from pointsman.errors import RevisionConflict, ShuttingDown
+from pointsman.v1 import deployments_pb2 as pb
+from pointsman.v1 import deployments_pb2_grpc
 
 # The contract promises one at least every 10 s; a little less, since timers and networks are late.
 BOOKMARK_INTERVAL_SECONDS = 8.0

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pointsman.v1 import environments_pb2 as pb
-from pointsman.v1 import environments_pb2_grpc
-
 from control_plane.rpc import convert
 from control_plane.service.environments import Environments
+from pointsman.v1 import environments_pb2 as pb
+from pointsman.v1 import environments_pb2_grpc
 
 
 class EnvironmentServicer(environments_pb2_grpc.EnvironmentServiceServicer):

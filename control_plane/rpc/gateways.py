@@ -7,15 +7,15 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import structlog
-from pointsman.errors import InvalidField, RevisionConflict, ShuttingDown, Violation
-from pointsman.v1 import gateways_pb2 as pb
-from pointsman.v1 import gateways_pb2_grpc
 
 from control_plane.gateways import Gateways, Identity, Prepare, Rejection, Session
 from control_plane.hub import Hub
 from control_plane.rpc import convert
 from control_plane.service.paging import PageRequest
 from control_plane.service.releases import Releases
+from pointsman.errors import InvalidField, RevisionConflict, ShuttingDown, Violation
+from pointsman.v1 import gateways_pb2 as pb
+from pointsman.v1 import gateways_pb2_grpc
 
 CHUNK_BYTES = 256 * 1024
 HEARTBEAT_INTERVAL_SECONDS = 5.0

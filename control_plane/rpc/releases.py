@@ -6,14 +6,14 @@ import asyncio
 from typing import Any
 
 from google.protobuf import json_format
-from pointsman.v1 import releases_pb2 as pb
-from pointsman.v1 import releases_pb2_grpc
-from pointsman.v1.config_pb2 import AppConfig
 
 from control_plane.rpc import convert
 from control_plane.service.apps import digest_of
 from control_plane.service.diff import Change, diff
 from control_plane.service.releases import Releases
+from pointsman.v1 import releases_pb2 as pb
+from pointsman.v1 import releases_pb2_grpc
+from pointsman.v1.config_pb2 import AppConfig
 
 
 class ReleaseServicer(releases_pb2_grpc.ReleaseServiceServicer):

@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 import msgspec
-from pointsman.errors import InvalidField, Violation
 
 from control_plane.model import RememberedRequest
 from control_plane.storage.base import ReadTransaction, Transaction
+from pointsman.errors import InvalidField, Violation
 
 T = TypeVar("T")
 Clock = Callable[[], datetime]

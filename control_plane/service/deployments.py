@@ -11,15 +11,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from pointsman.errors import (
-    InvalidField,
-    NeverLiveHere,
-    NoReleaseDeployed,
-    NothingToRollBack,
-    ReleaseNotFound,
-    RevisionConflict,
-    Violation,
-)
 from pointsman.ids import new_id
 
 from control_plane.gateways import DEFAULT_WAIT_SECONDS, Gateways, Rollout, Target
@@ -29,6 +20,15 @@ from control_plane.service.calls import Call, Clock, once, recall
 from control_plane.service.environments import find_environment
 from control_plane.service.paging import Page, PageRequest
 from control_plane.storage.base import ReadTransaction, Store, Transaction
+from pointsman.errors import (
+    InvalidField,
+    NeverLiveHere,
+    NoReleaseDeployed,
+    NothingToRollBack,
+    ReleaseNotFound,
+    RevisionConflict,
+    Violation,
+)
 
 MAX_PREPARE_ROUNDS = 3
 

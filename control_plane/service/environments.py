@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pointsman.errors import EnvironmentExists, EnvironmentInUse, EnvironmentNotFound
-
 from control_plane.model import Environment
 from control_plane.service.calls import Call, Clock, once
 from control_plane.service.paging import Page, PageRequest
 from control_plane.storage.base import ReadTransaction, Store, Transaction
+from pointsman.errors import EnvironmentExists, EnvironmentInUse, EnvironmentNotFound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import msgspec
+
 from pointsman.errors import InvalidField, Violation
 
 T = TypeVar("T")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import structlog
-from pointsman.errors import InvalidField, PointsmanError, ReleaseConflict, ReleaseNotFound, StoreUnavailable, Violation
 
 from control_plane.model import Release, ReleaseState
 from control_plane.service.apps import check_size, digest_of, find_app
@@ -16,6 +15,7 @@ from control_plane.service.deployments import Deployed, Deployments, Options, fi
 from control_plane.service.environments import find_environment
 from control_plane.service.paging import Page, PageRequest
 from control_plane.storage.base import ReadTransaction, Store, Transaction
+from pointsman.errors import InvalidField, PointsmanError, ReleaseConflict, ReleaseNotFound, StoreUnavailable, Violation
 
 log = structlog.get_logger()
 
