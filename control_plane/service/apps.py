@@ -6,13 +6,12 @@ import hashlib
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from pointsman.rules import MAX_SNAPSHOT_BYTES
-
 from control_plane.model import App, Draft
 from control_plane.service.calls import Call, Clock, once
 from control_plane.service.paging import Page, PageRequest
 from control_plane.storage.base import ReadTransaction, Store, Transaction
 from pointsman.errors import AppExists, AppNotFound, RevisionConflict, TooLarge
+from pointsman.rules import MAX_SNAPSHOT_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

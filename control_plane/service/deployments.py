@@ -11,8 +11,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from pointsman.ids import new_id
-
 from control_plane.gateways import DEFAULT_WAIT_SECONDS, Gateways, Rollout, Target
 from control_plane.model import Action, Binding, Deployment, Release
 from control_plane.service.apps import find_app
@@ -29,6 +27,7 @@ from pointsman.errors import (
     RevisionConflict,
     Violation,
 )
+from pointsman.ids import new_id
 
 MAX_PREPARE_ROUNDS = 3
 

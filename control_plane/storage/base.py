@@ -7,11 +7,16 @@ A store keeps rows; it decides nothing. Services decide, inside a transaction: t
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
 from typing import Protocol, TypeVar
 
 from control_plane.model import App, Binding, Deployment, Draft, Environment, Release, RememberedRequest
 
 T = TypeVar("T")
+
+
+class CannotOpenStore(Exception):
+    """A store cannot be opened; the message is one line for the person who named it: what, which, what to do."""
 
 
 class ReadTransaction(Protocol):
@@ -129,8 +134,8 @@ class Transaction(ReadTransaction, Protocol):
     async def remember_request(self, request: RememberedRequest) -> None:
         """(caller, request_id) must be free."""
 
-    async def forget_requests(self, *, older_than_seconds: int) -> int:
-        """Deletes what was remembered before that and returns how many."""
+    async def forget_requests(self, *, before: datetime) -> int:
+        """Deletes what was remembered before that moment and returns how many."""
 
 
 class Store(Protocol):
