@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import uuid
 from collections.abc import AsyncIterator
@@ -31,6 +32,10 @@ from pointsman.v1 import (
 )
 from tests.processes import BIN, Finished, Server, run
 from tests.sample_apps import Config
+
+
+# Channels to the same address share a connection, and its backoff after a server that was killed, unless told otherwise.
+OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,7 @@ def value(message: struct_pb2.Value) -> Any:
 @asynccontextmanager
 async def control_plane_client(server: Server) -> AsyncIterator[ControlPlane]:
     """Stubs on a channel of their own."""
-    async with grpc.aio.insecure_channel(server.grpc) as channel:
+    async with grpc.aio.insecure_channel(server.grpc, OWN_CONNECTION) as channel:
         yield ControlPlane(channel)
 
 
@@ -149,7 +154,7 @@ async def control_plane_client(server: Server) -> AsyncIterator[ControlPlane]:
 async def gateway_client(server: Server) -> AsyncIterator[Gateway]:
     """Stubs on a channel of their own, and an HTTP client."""
     async with (
-        grpc.aio.insecure_channel(server.grpc) as channel,
+        grpc.aio.insecure_channel(server.grpc, OWN_CONNECTION) as channel,
         httpx2.AsyncClient(base_url=f"http://{server.http}", timeout=40, trust_env=False) as http,
     ):
         yield Gateway(channel, http)
@@ -196,7 +201,7 @@ class Grpcurl:
         return await run(self._program, "-plaintext", *flags, self._address, *rest)
 
     async def call(self, method: str, **fields: Any) -> Any:
-        """The answer of a unary call, by the proto JSON mapping."""
+        """The answer of a unary call, as JSON with the names of the proto file."""
         done = await run(self._program, "-plaintext", "-d", json.dumps(fields), self._address, f"pointsman.v1.{method}")
         assert done.code == 0, done.stderr
         return documents(done.stdout)[0]
@@ -226,8 +231,13 @@ class BufCurl:
         assert done.code == 0, done.stderr
         return documents(done.stdout)[0]
 
-    async def refused(self, method: str, **fields: Any) -> Any:
-        """The error as buf prints it: {"code", "message", "details"}."""
+    async def refused(self, method: str, **fields: Any) -> Refusal:
+        """The refusal as buf read it; its code in buf's spelling, such as not_found."""
         done = await self.run(method, **fields)
         assert done.code != 0, done.stdout
-        return documents(done.stderr[done.stderr.index("{") :])[0]
+        error = documents(done.stderr[done.stderr.index("{") :])[0]
+        values = {detail["type"]: base64.b64decode(detail["value"] + "==") for detail in error["details"]}
+        info = error_details_pb2.ErrorInfo.FromString(values["google.rpc.ErrorInfo"])
+        assert info.domain == "pointsman"
+        kinds = tuple(name.rpartition(".")[2] for name in values)
+        return Refusal(error["code"], info.reason, error["message"], dict(info.metadata), kinds=kinds)

@@ -222,9 +222,7 @@ async def test_bytes_that_are_no_message_are_the_callers_fault(stack):
 
 async def test_another_grpc_implementation_reads_the_details(stack, app, buf):
     error = await BufCurl(buf, stack.gateways[0].grpc).refused("TriggerService/Trigger", app=app, endpoint="were", input={"message": "x"})
-    info = next(detail["debug"] for detail in error["details"] if detail["type"] == "google.rpc.ErrorInfo")
-    assert info["reason"] == "ENDPOINT_NOT_FOUND"
-    assert info["metadata"]["endpoint"] == "were"
+    assert (error.code, error.reason, error.metadata["endpoint"]) == ("not_found", "ENDPOINT_NOT_FOUND", "were")
 
 
 async def test_conflicting_deploys_leave_one_winner(stack, app):

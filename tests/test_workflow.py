@@ -77,11 +77,11 @@ async def test_with_grpcurl_and_nothing_but_reflection(stack, grpcurl):
         assert made["release"]["state"] == "READY"
     for tag in ("v1", "v2"):
         deployed = await plane.call("DeploymentService/Deploy", app="manual", environment="staging", release=tag)
-        assert deployed["rollout"]["gatewaysTotal"] == deployed["rollout"]["gatewaysApplied"] == 2
+        assert deployed["rollout"]["gateways_total"] == deployed["rollout"]["gateways_applied"] == 2
         ran = await gate.call("TriggerService/Trigger", app="manual", environment="staging", endpoint="where", input={"message": "x"})
         assert ran["release"] == ran["output"]["first"] == ran["output"]["last"] == tag
-        assert ran["gatewayId"] == "west"
-    promoted = await plane.call("DeploymentService/Promote", app="manual", fromEnvironment="staging", toEnvironment="production")
+        assert ran["gateway_id"] == "west"
+    promoted = await plane.call("DeploymentService/Promote", app="manual", from_environment="staging", to_environment="production")
     assert promoted["binding"]["release"] == "v2"
     rolled = await plane.call("DeploymentService/Rollback", app="manual", environment="staging")
     assert rolled["binding"]["release"] == "v1"
@@ -98,9 +98,7 @@ async def test_with_buf_curl(stack, buf):
     ran = await gate.call("TriggerService/Trigger", app="buffed", endpoint="where", input={"message": "x"})
     assert ran["output"]["release"] == "v1"
     wrong = await plane.refused("DeploymentService/Deploy", app="buffed", environment="production", release="v9")
-    assert wrong["code"] == "not_found"
-    info = next(detail["debug"] for detail in wrong["details"] if detail["type"] == "google.rpc.ErrorInfo")
-    assert (info["reason"], info["domain"], info["metadata"]["release"]) == ("RELEASE_NOT_FOUND", "pointsman", "v9")
+    assert (wrong.code, wrong.reason, wrong.metadata["release"]) == ("not_found", "RELEASE_NOT_FOUND", "v9")
 
 
 async def test_health_is_served_for_each_service(stack, grpcurl):
