@@ -33,7 +33,6 @@ from pointsman.v1 import (
 from tests.processes import BIN, Finished, Server, run
 from tests.sample_apps import Config
 
-
 # Channels to the same address share a connection, and its backoff after a server that was killed, unless told otherwise.
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 
