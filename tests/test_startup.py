@@ -62,6 +62,25 @@ async def test_a_store_that_is_not_ours_is_left_alone(tmp_path):
         assert path.read_bytes() == before
 
 
+async def test_a_store_of_a_newer_program_is_left_alone(tmp_path):
+    path = tmp_path / "pointsman.db"
+    async with start_control_plane(tmp_path) as server:
+        await server.stop()
+    database = sqlite3.connect(path)
+    columns = [row[1] for row in database.execute("pragma table_info(_sqlite_migrations)")]
+    assert {"migration_set", "name", "applied_at"} <= set(columns)
+    database.execute(
+        "insert into _sqlite_migrations (migration_set, name, applied_at) values ('pointsman', 'from_the_future', '2999-01-01')"
+    )
+    database.commit()
+    database.close()
+    before = path.read_bytes()
+    done = await cli("control-plane", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--store", f"sqlite:///{path}")
+    assert done.code == 1
+    one_line(done, str(path), "newer")
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("store", ["mysql://localhost/x", "sqlite:////no/such/folder/x.db", "nonsense"])
 async def test_a_store_that_cannot_be_opened(store):
     done = await cli("control-plane", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--store", store)
