@@ -1,0 +1,239 @@
+"""CEL expressions and Jinja templates, compiled once: shared, so that the control plane refuses what a gateway could not run.
+
+Both see `input` (a map), `steps` (name -> output; null for a step that was skipped or failed), `environment` and `release` (strings);
+templates of tools also see `arguments` (a map). Values in and out are plain: dict, list, str, int, float, bool, None.
+
+CEL is cel-cpp with its strings and optional extensions. A JSON number without a fraction is an int and int and double do not mix
+in arithmetic: `double(input.n) * 1.5`. Evaluation is bounded by cel-cpp's iteration budget, rendering by fuel and by the size of
+what comes out.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import difflib
+import re
+import urllib.parse
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import minijinja
+from cel_expr_python import cel
+from cel_expr_python.ext.ext_optional import ExtOptional
+from cel_expr_python.ext.ext_strings import ExtStrings
+
+KIB = 1024
+MAX_EXPRESSION_BYTES = 8 * KIB
+MAX_TEMPLATE_BYTES = 256 * KIB
+MAX_RENDERED_BYTES = 4 * KIB * KIB
+TEMPLATE_FUEL = 1_000_000
+VARIABLES = ("input", "steps", "environment", "release")
+TOOL_VARIABLES = (*VARIABLES, "arguments")
+
+_MAP = cel.Type.Map(cel.Type.STRING, cel.Type.DYN)
+_TYPES = {"input": _MAP, "steps": _MAP, "environment": cel.Type.STRING, "release": cel.Type.STRING}
+_POSITION = re.compile(r"<input>:(\d+):(\d+): (.*)")
+_UNDECLARED = re.compile(r"undeclared reference to '([^'.]+)[^']*'")
+_STEP_IN_CEL = re.compile(r"""\bsteps\s*(?:\.\s*\??\s*([A-Za-z_][A-Za-z0-9_]*)|\[\s*\??\s*(["'])([^"'\\]+)\2\s*\])""")
+_STRING_LITERAL = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')""")
+_PLAIN_TYPES = frozenset({bool, int, float, str, type(None)})
+
+
+class ExpressionError(Exception):
+    """An expression or a template cannot be compiled, or gave no value; the message says why, and where when compiling."""
+
+
+class _NotForUrlError(Exception):
+    """A value that cannot be part of a URL."""
+
+
+class Expression:
+    """A compiled CEL expression. Immutable; may be evaluated on any thread."""
+
+    __slots__ = ("_eval", "source", "steps")
+
+    def __init__(self, source: str, compiled: Any) -> None:
+        self.source = source
+        self._eval = compiled.eval
+        self.steps = _steps_of_expression(source)
+        """Names of the steps that it refers to by a name written in it."""
+
+    def evaluate(self, variables: Mapping[str, Any]) -> Any:
+        """The plain value.
+
+        Raises:
+            ExpressionError: when it gives an error, or a value that JSON has no word for.
+        """
+        value = self._eval(data=variables)
+        if value.type() == cel.Type.ERROR:
+            raise ExpressionError(_explained(str(value.value())))
+        found = value.plain_value()
+        return found if type(found) in _PLAIN_TYPES else _plain(found)
+
+    def evaluate_bool(self, variables: Mapping[str, Any]) -> bool:
+        """The value of a gate.
+
+        Raises:
+            ExpressionError: as evaluate, and when the value is no bool.
+        """
+        found = self.evaluate(variables)
+        if not isinstance(found, bool):
+            raise ExpressionError(f"gave {_shown(found)}, and must give true or false")
+        return found
+
+
+class Template:
+    """A compiled template. Immutable; may be rendered on any thread."""
+
+    __slots__ = ("_environment", "source", "steps")
+
+    def __init__(self, source: str, environment: minijinja.Environment, steps: frozenset[str]) -> None:
+        self.source = source
+        self._environment = environment
+        self.steps = steps
+        """Names of the steps that it refers to by a name written in it."""
+
+    def render(self, variables: Mapping[str, Any]) -> str:
+        """The text.
+
+        Raises:
+            ExpressionError: when it refers to a value that is not there, runs out of fuel or grows too large.
+        """
+        try:
+            text = self._environment.render_template("template", **variables)
+        except minijinja.TemplateError as error:
+            raise ExpressionError(_first_line(error.message)) from None
+        except _NotForUrlError as error:
+            raise ExpressionError(str(error)) from None
+        if len(text) > MAX_RENDERED_BYTES:
+            raise ExpressionError(f"gave {len(text)} characters; at most {MAX_RENDERED_BYTES} are allowed")
+        return text
+
+
+def compile_expression(source: str) -> Expression:
+    """Raises ExpressionError, with line and column, when the source is no CEL or names an unknown variable."""
+    size = len(source.encode())
+    if size > MAX_EXPRESSION_BYTES:
+        raise ExpressionError(f"has {size} bytes; at most {MAX_EXPRESSION_BYTES} are allowed")
+    try:
+        return Expression(source, _cel().compile(source))
+    except RuntimeError as error:
+        raise ExpressionError(_compile_error(str(error))) from None
+
+
+def compile_template(source: str, *, variables: Collection[str] = VARIABLES, quote_url: bool = False) -> Template:
+    """A template. With quote_url every value put into it is percent-encoded.
+
+    Raises:
+        ExpressionError: with its line, when it is no template or names an unknown variable.
+    """
+    size = len(source.encode())
+    if size > MAX_TEMPLATE_BYTES:
+        raise ExpressionError(f"has {size} bytes; at most {MAX_TEMPLATE_BYTES} are allowed")
+    environment = minijinja.Environment(
+        undefined_behavior="strict",
+        fuel=TEMPLATE_FUEL,
+        # Names the undefined value in the first line of the message; the values that it lists after that are never shown.
+        debug=True,
+        keep_trailing_newline=True,
+        auto_escape_callback=lambda _name: False,
+        finalizer=_quoted if quote_url else None,
+    )
+    # Fuel does not bound what doubles a string in a loop, which needs a namespace to carry it from one turn to the next.
+    environment.remove_global("namespace")
+    try:
+        environment.add_template("template", source)
+        names = environment.undeclared_variables_in_template("template", nested=True)
+    except minijinja.TemplateError as error:
+        raise ExpressionError(_first_line(error.message)) from None
+    for name in sorted(name.split(".")[0] for name in names):
+        if name not in variables and name not in environment.globals:
+            raise ExpressionError(_unknown_variable(name, variables))
+    steps = frozenset(name.split(".")[1] for name in names if name.startswith("steps."))
+    return Template(source, environment, steps)
+
+
+def _cel() -> Any:
+    global _cel_environment  # noqa: PLW0603 -- made at the first use: the command line imports this module without needing CEL
+    if _cel_environment is None:
+        _cel_environment = cel.NewEnv(variables=_TYPES, extensions=[ExtStrings(), ExtOptional()])
+    return _cel_environment
+
+
+_cel_environment: Any = None
+
+
+def _compile_error(text: str) -> str:
+    """`line 1, column 7: ...` out of what cel-cpp says."""
+    found = _POSITION.search(text)
+    if not found:
+        return _first_line(text)
+    line, column, message = found.groups()
+    undeclared = _UNDECLARED.search(message)
+    if undeclared:
+        message = _unknown_variable(undeclared[1], VARIABLES)
+    return f"line {line}, column {column}: {message.removesuffix(' [INVALID_ARGUMENT]')}"
+
+
+def _unknown_variable(name: str, variables: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, list(variables), n=1, cutoff=0.6)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(variables)}"
+    return f"unknown variable {name!r}; {hint}"
+
+
+def _explained(text: str) -> str:
+    """What cel-cpp says at run time, without its status word, and with a remedy where there is a usual one."""
+    message = re.sub(r"^[A-Z_]+: ", "", _first_line(text))
+    if "No matching overloads" in message and "int64" in message and "double" in message:
+        return f"{message}; int and double do not mix: write double(x)"
+    if message.startswith("Key not found in map"):
+        return f"{message}; test with has(x.key), or write x.?key.orValue(...)"
+    return message
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0] if text.strip() else "gave no reason"
+
+
+def _plain(value: Any) -> Any:
+    """Lists and maps all the way down; CEL's other types as JSON has them."""
+    if type(value) in _PLAIN_TYPES:
+        return value
+    if isinstance(value, Mapping):
+        return {_key(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dt.datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    if isinstance(value, dt.timedelta):
+        return f"{value.total_seconds():g}s"
+    raise ExpressionError(f"gave {_shown(value)}, which JSON has no word for; turn it into a string, a number, a list or a map")
+
+
+def _key(key: Any) -> str:
+    if not isinstance(key, str):
+        raise ExpressionError(f"gave a map with the key {_shown(key)}; keys must be strings")
+    return key
+
+
+def _shown(value: Any) -> str:
+    """A value and its type, short enough for a message."""
+    text = repr(value)
+    return f"{text[:60]}{'...' if len(text) > 60 else ''} ({type(value).__name__})"
+
+
+def _quoted(value: Any) -> str:
+    if value is None or isinstance(value, Mapping | list | tuple):
+        raise _NotForUrlError(f"a URL takes text and numbers, not {_shown(value)}")
+    text = ("true" if value else "false") if isinstance(value, bool) else str(value)
+    return urllib.parse.quote(text, safe="")
+
+
+def _steps_of_expression(source: str) -> frozenset[str]:
+    """Names in `steps.name` and `steps["name"]`; text inside other string literals does not count."""
+    found = set()
+    for match in _STEP_IN_CEL.finditer(source):
+        before = source[: match.start()]
+        if _STRING_LITERAL.sub("", before).count('"') == 0 and _STRING_LITERAL.sub("", before).count("'") == 0:
+            found.add(match[1] or match[3])
+    return frozenset(found)

@@ -1,0 +1,267 @@
+"""What a request and a config must be: all violations at once, each with its path as the author wrote it.
+
+The rules of single fields stand in the .proto files (protovalidate); here are the words for people, and everything that needs more
+than one field: unique names, references, expressions, templates, schemas.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jsonschema_rs
+from google.protobuf.message import Message
+from protovalidate import Validator
+
+from pointsman import schemas
+from pointsman.errors import Violation, did_you_mean
+from pointsman.expressions import TOOL_VARIABLES, VARIABLES, ExpressionError, compile_expression, compile_template
+from pointsman.v1.config_pb2 import AppConfig, Endpoint, Pipeline, Step, Tool
+
+MIB = 1024 * 1024
+MAX_SNAPSHOT_BYTES = 8 * MIB
+MAX_SHOWN_CHARS = 80
+
+_ID = "a small letter, then small letters, digits and inner hyphens, at most 63 characters"
+# What a pattern of the .proto files asks for, in words. A test knows that none is missing.
+PATTERNS = {
+    "^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$": _ID,
+    "^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$": "letters, digits and . _ + -, the first a letter or digit, at most 128 characters",
+    "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$": "letters, digits and . _ -, the first a letter or digit, at most 128 characters",
+    "^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$": "letters, digits and _ . -, the first no . or -, at most 128 characters",
+    "^/?[A-Za-z0-9_.~-]+(/[A-Za-z0-9_.~-]+)*$": "a path such as chat or orders/status, of letters, digits and _ . ~ -",
+    "^[A-Za-z0-9_][A-Za-z0-9 _./-]{0,127}$": "letters, digits, spaces and _ . / -, the first a letter, digit or _, at most 128 characters",
+    "^[A-Za-z_][A-Za-z0-9_-]{0,63}$": "a letter or _, then letters, digits, _ and -, at most 64 characters",
+    "^[A-Za-z0-9_-]{1,64}$": "letters, digits, _ and -, at most 64 characters",
+    "^[A-Za-z0-9][A-Za-z0-9:_./-]{0,127}$": "letters, digits and : _ . / -, the first a letter or digit, at most 128 characters",
+    "^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,256}$": "a header name (RFC 9110)",
+    "^sha256:[0-9a-f]{64}$": "sha256: and 64 hex digits",
+}
+SECRET_REFERENCE = re.compile(r"\$\{secret:([A-Za-z0-9_]{1,128})\}")
+_SECRET_START = "${secret:"  # noqa: S105 -- it is how a reference to a secret begins
+_validator = Validator()
+
+
+def check_request(message: Message) -> list[Violation]:
+    """Every rule that a request breaks. Paths inside an AppConfig have no prefix: they are those of the author's file."""
+    violations = _field_rules(message)
+    for field, value in message.ListFields():
+        if field.message_type is not None and field.message_type.full_name == AppConfig.DESCRIPTOR.full_name:
+            violations += check_config(value)
+    return violations
+
+
+def check_config(config: AppConfig) -> list[Violation]:
+    """Every rule that a config breaks, in the order of the config."""
+    violations = _field_rules(config)
+    size = config.ByteSize()
+    if size > MAX_SNAPSHOT_BYTES:
+        violations.append(Violation("", f"the config has {size} bytes; at most {MAX_SNAPSHOT_BYTES} are allowed"))
+    names = _Names(config)
+    violations += _unique(config)
+    for index, endpoint in enumerate(config.endpoints):
+        violations += _endpoint(f"endpoints[{index}]", endpoint, names)
+    for index, pipeline in enumerate(config.pipelines):
+        violations += _pipeline(f"pipelines[{index}]", pipeline, names)
+    for index, tool in enumerate(config.tools):
+        violations += _tool(f"tools[{index}]", tool)
+    for index, model in enumerate(config.models):
+        for position, target in enumerate(model.targets):
+            path = f"models[{index}].targets[{position}]"
+            violations += _url(f"{path}.base_url", target.base_url)
+            violations += _secrets(f"{path}.headers", target.headers)
+    return violations
+
+
+def endpoint_path(endpoint: Endpoint) -> str:
+    """The path that callers use: without a leading slash; the name when no path is given."""
+    return (endpoint.path or endpoint.name).removeprefix("/")
+
+
+class _Names:
+    """What references may name."""
+
+    def __init__(self, config: AppConfig) -> None:
+        self.pipelines = [pipeline.name for pipeline in config.pipelines]
+        self.tools = [tool.name for tool in config.tools]
+        self.models = [model.name for model in config.models]
+
+
+def _field_rules(message: Message) -> list[Violation]:
+    found = []
+    for violation in _validator.collect_violations(message):
+        field = violation.proto.field
+        path = ".".join(_element(element) for element in field.elements) if field else ""
+        rule = violation.proto.rule_id
+        found.append(Violation(path.removesuffix(".kind"), _words(rule, violation)))
+    return found
+
+
+def _element(element: Any) -> str:
+    name = str(element.field_name)
+    if element.subscript is None:
+        return name
+    value = element.subscript.value
+    return f'{name}["{value}"]' if isinstance(value, str) else f"{name}[{value}]"
+
+
+def _words(rule: str, violation: Any) -> str:
+    """The value and what is allowed, in words."""
+    value = violation.field_value
+    if rule == "required":
+        return "absent; one of its kinds must be given"
+    if rule == "string.pattern":
+        wanted = PATTERNS[violation.rule_value]
+        return f"{_shown(value)} is not allowed; use {wanted}" if value else f"absent; use {wanted}"
+    if rule == "string.in":
+        return f"{_shown(value)} is not allowed; use {', '.join(str(v) for v in violation.rule_value if v)}"
+    if rule == "string.min_len":
+        return "absent, and needed"
+    if rule == "string.uuid":
+        return f"{_shown(value)} is not a UUID"
+    if isinstance(value, str | bytes) and rule.startswith(("string.max", "bytes.max")):
+        return f"has {len(value.encode()) if isinstance(value, str) else len(value)} bytes; {violation.proto.message}"
+    shown = "" if value is None or isinstance(value, Message | list | dict) else f"{_shown(value)}: "
+    return shown + str(violation.proto.message)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}..."
+
+
+def _unique(config: AppConfig) -> Iterator[Violation]:
+    for kind in ("endpoints", "pipelines", "tools", "models"):
+        yield from _twice(kind, [item.name for item in getattr(config, kind)], "name")
+    yield from _twice("endpoints", [endpoint_path(endpoint) for endpoint in config.endpoints], "path")
+
+
+def _twice(path: str, values: Sequence[str], field: str) -> Iterator[Violation]:
+    first: dict[str, int] = {}
+    for index, value in enumerate(values):
+        if value and value in first:
+            yield Violation(f"{path}[{index}].{field}", f"{value!r} is the {field} of {path}[{first[value]}] already; choose another")
+        first.setdefault(value, index)
+
+
+def _reference(path: str, name: str, known: Sequence[str], what: str) -> Iterator[Violation]:
+    if name and name not in known:
+        there = did_you_mean(name, known) or (f" There are {', '.join(sorted(known)[:5])}." if known else f" There are no {what}s.")
+        yield Violation(path, f"there is no {what} {name!r}.{there}")
+
+
+def _endpoint(path: str, endpoint: Endpoint, names: _Names) -> Iterator[Violation]:
+    yield from _reference(f"{path}.pipeline", endpoint.pipeline, names.pipelines, "pipeline")
+    if endpoint.HasField("input_schema"):
+        yield from _schema(f"{path}.input_schema", endpoint.input_schema)
+
+
+def _pipeline(path: str, pipeline: Pipeline, names: _Names) -> Iterator[Violation]:
+    yield from _twice(f"{path}.stages", [stage.name for stage in pipeline.stages], "name")
+    all_steps = {step.name for stage in pipeline.stages for step in stage.steps}
+    seen: set[str] = set()
+    for position, stage in enumerate(pipeline.stages):
+        at = f"{path}.stages[{position}]"
+        yield from _expression(f"{at}.gate", stage.gate, seen, all_steps)
+        before = set(seen)
+        for index, step in enumerate(stage.steps):
+            if step.name in seen:
+                yield Violation(
+                    f"{at}.steps[{index}].name", f"{step.name!r} is the name of an earlier step of the pipeline; choose another"
+                )
+            yield from _step(f"{at}.steps[{index}]", step, names, before if stage.mode == stage.PARALLEL else seen, all_steps)
+            seen.add(step.name)
+    yield from _expression(f"{path}.output", pipeline.output, seen, all_steps)
+
+
+def _step(path: str, step: Step, names: _Names, seen: set[str], all_steps: set[str]) -> Iterator[Violation]:
+    yield from _expression(f"{path}.when", step.when, seen, all_steps)
+    match step.WhichOneof("kind"):
+        case "transform":
+            yield from _expression(f"{path}.transform.expression", step.transform.expression, seen, all_steps)
+        case "tool_call":
+            yield from _reference(f"{path}.tool_call.tool", step.tool_call.tool, names.tools, "tool")
+            yield from _expression(f"{path}.tool_call.arguments", step.tool_call.arguments, seen, all_steps)
+        case "inference":
+            inference = step.inference
+            yield from _reference(f"{path}.inference.model", inference.model, names.models, "model")
+            for index, tool in enumerate(inference.tools):
+                yield from _reference(f"{path}.inference.tools[{index}]", tool, names.tools, "tool")
+            for field in ("system", "prompt"):
+                yield from _template(f"{path}.inference.{field}", getattr(inference, field), VARIABLES, seen, all_steps)
+            if inference.HasField("response_schema"):
+                yield from _schema(f"{path}.inference.response_schema", inference.response_schema)
+
+
+def _tool(path: str, tool: Tool) -> Iterator[Violation]:
+    if tool.HasField("input_schema"):
+        yield from _schema(f"{path}.input_schema", tool.input_schema)
+    if tool.WhichOneof("kind") == "http":
+        yield from _url(f"{path}.http.url", tool.http.url)
+        yield from _template(f"{path}.http.url", tool.http.url, TOOL_VARIABLES)
+        yield from _template(f"{path}.http.body", tool.http.body, TOOL_VARIABLES)
+        for name, value in sorted(tool.http.headers.items()):
+            yield from _template(f'{path}.http.headers["{name}"]', SECRET_REFERENCE.sub("", value), TOOL_VARIABLES)
+        yield from _secrets(f"{path}.http.headers", tool.http.headers)
+    elif tool.WhichOneof("kind") == "mcp":
+        yield from _url(f"{path}.mcp.url", tool.mcp.url)
+        yield from _secrets(f"{path}.mcp.headers", tool.mcp.headers)
+
+
+def _expression(path: str, source: str, seen: Iterable[str], all_steps: Iterable[str]) -> Iterator[Violation]:
+    if not source:
+        return
+    try:
+        expression = compile_expression(source)
+    except ExpressionError as error:
+        yield Violation(path, f"{_shown(source)}: {error}")
+        return
+    yield from _steps(path, expression.steps, seen, all_steps)
+
+
+def _template(
+    path: str, source: str, variables: Sequence[str], seen: Iterable[str] | None = None, all_steps: Iterable[str] = ()
+) -> Iterator[Violation]:
+    if not source:
+        return
+    try:
+        template = compile_template(source, variables=variables)
+    except ExpressionError as error:
+        yield Violation(path, f"{_shown(source)}: {error}")
+        return
+    if seen is not None:
+        yield from _steps(path, template.steps, seen, all_steps)
+
+
+def _steps(path: str, used: Iterable[str], seen: Iterable[str], all_steps: Iterable[str]) -> Iterator[Violation]:
+    """A reference to a step must be to one that has run by then."""
+    for name in sorted(used):
+        if name in seen:
+            continue
+        if name in all_steps:
+            yield Violation(
+                path, f"steps.{name} has not run yet here; use a step of an earlier stage, or one before it in a SEQUENTIAL stage"
+            )
+        else:
+            yield Violation(path, f"there is no step {name!r} in this pipeline.{did_you_mean(name, all_steps)}")
+
+
+def _schema(path: str, struct: Any) -> Iterator[Violation]:
+    try:
+        schemas.compile_schema(struct)
+    except (ValueError, jsonschema_rs.ValidationError) as error:
+        yield Violation(path, f"is not a JSON Schema that can be used here: {str(error).strip().splitlines()[0]}")
+
+
+def _url(path: str, url: str) -> Iterator[Violation]:
+    if url and not url.startswith(("http://", "https://", "{{", _SECRET_START)):
+        yield Violation(path, f"{_shown(url)} is not an http or https URL")
+
+
+def _secrets(path: str, headers: Any) -> Iterator[Violation]:
+    for name, value in sorted(headers.items()):
+        if _SECRET_START in SECRET_REFERENCE.sub("", value):
+            yield Violation(f'{path}["{name}"]', f"{_shown(value)}: a secret reference is ${{secret:NAME}}, of letters, digits and _")
+        if "\n" in value or "\r" in value:
+            yield Violation(f'{path}["{name}"]', "has a line break; a header is one line")

@@ -1,0 +1,57 @@
+"""Plain values (dict, list, str, int, float, bool, None) from and to google.protobuf.Struct and Value.
+
+A Struct knows only doubles. Those without a fraction become ints, so that a pipeline gets the same values through gRPC as from
+JSON through HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from google.protobuf.struct_pb2 import ListValue, NullValue, Struct, Value
+
+# Beyond this a double does not tell neighbouring integers apart (RFC 8259, section 6).
+MAX_EXACT_INTEGER = 2**53
+
+
+def from_struct(struct: Struct) -> dict[str, Any]:
+    """The plain map."""
+    return {key: from_value(value) for key, value in struct.fields.items()}
+
+
+def from_value(value: Value) -> Any:
+    """The plain value; a Value with no kind is None."""
+    kind = value.WhichOneof("kind")
+    if kind == "string_value":
+        return value.string_value
+    if kind == "number_value":
+        number = value.number_value
+        return int(number) if number.is_integer() and abs(number) <= MAX_EXACT_INTEGER else number
+    if kind == "bool_value":
+        return value.bool_value
+    if kind == "struct_value":
+        return from_struct(value.struct_value)
+    if kind == "list_value":
+        return [from_value(item) for item in value.list_value.values]
+    return None
+
+
+def to_value(plain: Any) -> Value:
+    """The plain value as a message."""
+    if plain is None:
+        return Value(null_value=NullValue.NULL_VALUE)
+    if isinstance(plain, bool):
+        return Value(bool_value=plain)
+    if isinstance(plain, int | float):
+        return Value(number_value=plain)
+    if isinstance(plain, str):
+        return Value(string_value=plain)
+    if isinstance(plain, Mapping):
+        return Value(struct_value=to_struct(plain))
+    return Value(list_value=ListValue(values=map(to_value, plain)))
+
+
+def to_struct(plain: Mapping[str, Any]) -> Struct:
+    """The plain map as a message."""
+    return Struct(fields={key: to_value(value) for key, value in plain.items()})
