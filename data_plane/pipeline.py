@@ -1,0 +1,203 @@
+"""Runs a trigger on one loaded release: stages, gates, steps, one deadline, retries. Knows neither gRPC nor HTTP.
+
+A step whose runner needs no waiting costs a call; tasks and timers are made only for those that wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from data_plane.loaded import LoadedEndpoint, LoadedStage, LoadedStep
+from data_plane.steps import StepError
+from data_plane.steps.base import Clients
+from pointsman.errors import PointsmanError, StepFailed, StepTimeout
+from pointsman.expressions import Expression, ExpressionError
+
+RETRY_BASE_SECONDS = 0.1
+RETRY_MAX_SECONDS = 5.0
+
+SUCCEEDED, FAILED, SKIPPED, CANCELLED = "SUCCEEDED", "FAILED", "SKIPPED", "CANCELLED"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trigger:
+    """One request to run an endpoint. `deadline` is a time.monotonic(); the endpoint's own timeout is in it already."""
+
+    execution_id: str
+    app: str
+    environment: str
+    release: str
+    input: dict[str, Any]
+    deadline: float
+
+
+@dataclass(slots=True)
+class StepRecord:
+    """What one step did. Times are time.time() and seconds."""
+
+    stage: str
+    name: str
+    kind: str
+    start_time: float
+    outcome: str = FAILED
+    attempts: int = 0
+    seconds: float = 0.0
+    error: str = ""
+
+
+@dataclass(slots=True)
+class Run:
+    """A run that has begun. `steps` grows as it goes, so that the record is there however it ends."""
+
+    trigger: Trigger
+    clients: Clients
+    variables: dict[str, Any] = field(init=False)
+    steps: list[StepRecord] = field(default_factory=list)
+    last_output: Any = None
+    pause: Callable[[float], Any] = asyncio.sleep
+    jitter: Callable[[float, float], float] = random.uniform
+
+    def __post_init__(self) -> None:
+        trigger = self.trigger
+        self.variables = {"input": trigger.input, "steps": {}, "environment": trigger.environment, "release": trigger.release}
+
+
+async def run(endpoint: LoadedEndpoint, running: Run) -> Any:
+    """The pipeline's output, a plain value. A caller that is cancelled leaves no step running.
+
+    Raises:
+        StepFailed: a step, a gate or the output expression failed.
+        StepTimeout: a step, or the trigger, ran out of time.
+    """
+    pipeline = endpoint.pipeline
+    for stage in pipeline.stages:
+        if stage.gate is not None and not _decide(running, stage.gate, stage.name, "gate"):
+            for step in stage.steps:
+                _skip(running, stage, step)
+        elif stage.parallel and len(stage.steps) > 1:
+            await _parallel(stage, running)
+        else:
+            for step in stage.steps:
+                await _step(stage, step, running)
+    if pipeline.output is None:
+        return running.last_output
+    try:
+        return pipeline.output.evaluate(running.variables)
+    except ExpressionError as error:
+        raise _failed(running, "", "output", str(error)) from None
+
+
+async def _parallel(stage: LoadedStage, running: Run) -> None:
+    """All steps at once; the first one that fails cancels the others."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for step in stage.steps:
+                group.create_task(_step(stage, step, running))
+    except* PointsmanError as failures:
+        raise failures.exceptions[0] from None
+    ran = [record.name for record in running.steps if record.stage == stage.name and record.outcome == SUCCEEDED]
+    last = next((step.name for step in reversed(stage.steps) if step.name in ran), None)
+    if last is not None:
+        running.last_output = running.variables["steps"][last]
+
+
+async def _step(stage: LoadedStage, step: LoadedStep, running: Run) -> None:
+    if step.when is not None and not _decide(running, step.when, stage.name, step.name):
+        _skip(running, stage, step)
+        return
+    record = StepRecord(stage.name, step.name, step.kind, time.time())
+    running.steps.append(record)
+    started = time.monotonic()
+    try:
+        output = await _attempts(stage, step, running, record, started)
+        record.outcome = SUCCEEDED
+        running.variables["steps"][step.name] = running.last_output = output
+    except asyncio.CancelledError:
+        record.outcome = CANCELLED
+        raise
+    except PointsmanError as error:
+        record.error = error.metadata["cause"]
+        out_of_time = time.monotonic() >= running.trigger.deadline
+        if out_of_time or not step.continue_on_error:
+            raise
+        running.variables["steps"][step.name] = None
+    finally:
+        record.seconds = time.monotonic() - started
+
+
+async def _attempts(stage: LoadedStage, step: LoadedStep, running: Run, record: StepRecord, started: float) -> Any:
+    """The output of the first attempt that succeeds, within the step's time and the trigger's."""
+    own_deadline = started + step.timeout_seconds
+    deadline = min(own_deadline, running.trigger.deadline)
+    while True:
+        record.attempts += 1
+        try:
+            output = step.run(running.variables, running.clients)
+            if hasattr(output, "__await__"):
+                async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline - time.monotonic()):
+                    output = await output
+        except StepError as error:
+            pause = _pause(error, record.attempts, running)
+            if not error.retryable or record.attempts > step.max_retries or time.monotonic() + pause >= deadline:
+                raise _failed(running, stage.name, step.name, str(error), attempts=record.attempts) from None
+            await running.pause(pause)
+        except TimeoutError:
+            raise _timed_out(running, stage.name, step, whole=own_deadline > running.trigger.deadline) from None
+        else:
+            return output
+
+
+def _pause(error: StepError, attempts: int, running: Run) -> float:
+    """Exponential with jitter, and never less than the other side asked for."""
+    longest = min(RETRY_MAX_SECONDS, RETRY_BASE_SECONDS * 2 ** (attempts - 1))
+    return max(error.retry_after_seconds or 0.0, running.jitter(longest / 2, longest))
+
+
+def _decide(running: Run, expression: Expression, stage: str, step: str) -> bool:
+    """A gate that errs is an error, never false."""
+    try:
+        return expression.evaluate_bool(running.variables)
+    except ExpressionError as error:
+        what = "gate" if step == "gate" else "when"
+        raise _failed(running, stage, step, f"its {what}: {error}") from None
+
+
+def _skip(running: Run, stage: LoadedStage, step: LoadedStep) -> None:
+    running.variables["steps"][step.name] = None
+    running.steps.append(StepRecord(stage.name, step.name, step.kind, time.time(), outcome=SKIPPED))
+
+
+def _failed(running: Run, stage: str, step: str, cause: str, *, attempts: int = 1) -> StepFailed:
+    tried = f" after {attempts} attempts" if attempts > 1 else ""
+    return StepFailed(f"{_where(stage, step)} failed{tried}: {cause}.", cause=cause, **_metadata(running, stage, step))
+
+
+def _timed_out(running: Run, stage: str, step: LoadedStep, *, whole: bool) -> StepTimeout:
+    if whole:
+        cause = "the time of the whole trigger was over"
+        message = f"{_where(stage, step.name)} was running when {cause}."
+    else:
+        cause = f"it took longer than its timeout of {step.timeout_seconds:g} s"
+        message = f"{_where(stage, step.name)} did not end: {cause}."
+    return StepTimeout(message, cause=cause, timeout=f"{step.timeout_seconds:g}s", **_metadata(running, stage, step.name))
+
+
+def _where(stage: str, step: str) -> str:
+    return f"Step {step!r} of stage {stage!r}" if stage else f"The pipeline's {step}"
+
+
+def _metadata(running: Run, stage: str, step: str) -> dict[str, str]:
+    trigger = running.trigger
+    return {
+        "stage": stage,
+        "step": step,
+        "execution_id": trigger.execution_id,
+        "app": trigger.app,
+        "environment": trigger.environment,
+        "release": trigger.release,
+    }

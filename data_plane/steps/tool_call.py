@@ -1,0 +1,139 @@
+"""tool_call: calls a tool over HTTP. The output is the answer's JSON value, or its text when it is not JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx2
+import msgspec
+
+from data_plane.steps.base import CannotCompileError, Clients, Compiling, Runner, StepError, Variables
+from pointsman.expressions import TOOL_VARIABLES, ExpressionError, Template, compile_expression, compile_template
+from pointsman.rules import SECRET_REFERENCE
+from pointsman.schemas import Schema, compile_schema
+from pointsman.v1.config_pb2 import HttpTool, Step, Tool
+
+MAX_ANSWER_BYTES = 4 * 1024 * 1024
+MAX_SHOWN_CHARS = 200
+IDEMPOTENT_METHODS = frozenset({"GET", "HEAD", "PUT", "DELETE"})
+BODY_METHODS = frozenset({"POST", "PUT", "PATCH"})
+# Answers that say that the cause may pass.
+RETRYABLE_STATUSES = frozenset({429, 502, 503, 504})
+
+
+def compile_step(compiling: Compiling, step: Step) -> Runner:
+    """A request to the tool with arguments from an expression."""
+    name = step.tool_call.tool
+    tool = compiling.tools.get(name)
+    if tool is None:
+        raise CannotCompileError(f"there is no tool {name!r}")
+    if tool.WhichOneof("kind") != "http":
+        raise CannotCompileError(f"this gateway does not know tools of the kind {tool.WhichOneof('kind')!r}")
+    arguments = compile_expression(step.tool_call.arguments) if step.tool_call.arguments else None
+    call = HttpCall(tool, compiling)
+
+    async def run(variables: Variables, clients: Clients) -> Any:
+        try:
+            given = arguments.evaluate(variables) if arguments else {}
+        except ExpressionError as error:
+            raise StepError(f"its arguments: {error}") from None
+        return await call(given, variables, clients)
+
+    return run
+
+
+class HttpCall:
+    """One tool that is one HTTP request, compiled."""
+
+    def __init__(self, tool: Tool, compiling: Compiling) -> None:
+        http: HttpTool = tool.http
+        self._name = tool.name
+        self._method = http.method or "GET"
+        self._retry_safe = tool.retry_safe or self._method in IDEMPOTENT_METHODS
+        self._schema: Schema | None = compile_schema(tool.input_schema) if tool.HasField("input_schema") else None
+        self._url = compile_template(http.url, variables=TOOL_VARIABLES, quote_url=True)
+        self._body = compile_template(http.body, variables=TOOL_VARIABLES) if http.body else None
+        self._headers: dict[str, str | Template] = {}
+        for header, value in http.headers.items():
+            secret = SECRET_REFERENCE.search(value) is not None
+            # A header with a secret is fixed text: a template would treat what the secret holds as more template.
+            self._headers[header] = compiling.secrets.resolve(value) if secret else compile_template(value, variables=TOOL_VARIABLES)
+
+    async def __call__(self, arguments: Any, variables: Variables, clients: Clients) -> Any:
+        """The answer. Raises StepError."""
+        if not isinstance(arguments, dict):
+            raise StepError(f"its arguments are {type(arguments).__name__}, and must be a map")
+        violations = self._schema.violations(arguments) if self._schema else []
+        if violations:
+            raise StepError(f"tool {self._name!r} does not take these arguments: {'; '.join(map(str, violations))}")
+        request = self._request({**variables, "arguments": arguments}, clients)
+        try:
+            response = await clients.http.send(request, stream=True)
+        except httpx2.TransportError as error:
+            raise StepError(f"tool {self._name!r} at {_origin(request)}: {_cause(error)}", retryable=self._retry_safe) from None
+        try:
+            return await self._answer(response, request)
+        finally:
+            await response.aclose()
+
+    def _request(self, variables: Variables, clients: Clients) -> httpx2.Request:
+        try:
+            url = self._url.render(variables)
+            headers = {name: value if isinstance(value, str) else value.render(variables) for name, value in self._headers.items()}
+            content = self._body.render(variables).encode() if self._body else None
+        except ExpressionError as error:
+            raise StepError(f"tool {self._name!r}: {error}") from None
+        if content is None and self._method in BODY_METHODS:
+            content = msgspec.json.encode(variables["arguments"])
+            headers.setdefault("content-type", "application/json")
+        broken = next((name for name, value in headers.items() if "\n" in value or "\r" in value), None)
+        if broken:
+            raise StepError(f"tool {self._name!r}: header {broken!r} would have a line break")
+        try:
+            return clients.http.build_request(self._method, url, headers=headers, content=content)
+        except (httpx2.InvalidURL, UnicodeEncodeError) as error:
+            raise StepError(f"tool {self._name!r}: {url[:MAX_SHOWN_CHARS]!r} is not a URL: {error}") from None
+
+    async def _answer(self, response: httpx2.Response, request: httpx2.Request) -> Any:
+        body = bytearray()
+        try:
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > MAX_ANSWER_BYTES:
+                    raise StepError(f"tool {self._name!r} answered more than {MAX_ANSWER_BYTES} bytes")
+        except httpx2.TransportError as error:
+            raise StepError(
+                f"tool {self._name!r} at {_origin(request)}: the answer was cut: {_cause(error)}", retryable=self._retry_safe
+            ) from None
+        except httpx2.DecodingError as error:
+            raise StepError(f"tool {self._name!r} answered an encoding that is broken: {error}") from None
+        text = body.decode(errors="replace")
+        if not response.is_success:
+            shown = f": {text[:MAX_SHOWN_CHARS].strip()}" if text.strip() else ""
+            retryable = self._retry_safe and response.status_code in RETRYABLE_STATUSES
+            after = retry_after(response.headers.get("retry-after", ""))
+            message = f"tool {self._name!r} answered {response.status_code}{shown}"
+            raise StepError(message, retryable=retryable, retry_after_seconds=after)
+        if "json" not in response.headers.get("content-type", ""):
+            return text
+        try:
+            return msgspec.json.decode(body) if body else None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise StepError(f"tool {self._name!r} says that it answers JSON, and did not: {error}") from None
+
+
+def retry_after(header: str) -> float | None:
+    """The seconds of a Retry-After header; its other form, a date, is not used by APIs and gives None."""
+    try:
+        return max(0.0, float(header))
+    except ValueError:
+        return None
+
+
+def _origin(request: httpx2.Request) -> str:
+    """Scheme, host and port: a path or a query may hold what is not for messages."""
+    return f"{request.url.scheme}://{request.url.netloc.decode()}"
+
+
+def _cause(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,70 @@
+"""What this gateway serves: one immutable table, replaced as a whole by one assignment, so that bindings of one revision flip together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from data_plane.loaded import LoadedRelease
+
+Key = tuple[str, str]
+"""(app, environment)"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """A binding as the control plane told it."""
+
+    app: str
+    environment: str
+    release: str
+    digest: str
+    revision: int
+
+    @property
+    def key(self) -> Key:
+        """(app, environment)"""
+        return self.app, self.environment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Active:
+    """A release that is served, under the binding that made it so."""
+
+    bound: Bound
+    loaded: LoadedRelease
+    load_time: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected:
+    """A binding that this gateway was told to serve and cannot."""
+
+    bound: Bound
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Everything at one revision. `synced` is False until a control plane, or a copy from disk, has said what is bound."""
+
+    revision: int = 0
+    store_id: str = ""
+    synced: bool = False
+    active: Mapping[Key, Active] = field(default_factory=dict)
+    rejected: Mapping[Key, Rejected] = field(default_factory=dict)
+    standby: Mapping[Key, tuple[Active, ...]] = field(default_factory=dict)
+    """Releases that were served before and are still compiled, newest first: rollbacks and pins find them here."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether something is served for everything that is bound."""
+        return self.synced and all(key in self.active for key in self.rejected)
+
+    def held(self) -> dict[str, LoadedRelease]:
+        """Every compiled release of this table, by digest."""
+        found = {active.loaded.digest: active.loaded for active in self.active.values()}
+        for actives in self.standby.values():
+            found.update({active.loaded.digest: active.loaded for active in actives})
+        return found
