@@ -191,7 +191,7 @@ def _where(stage: str, step: str) -> str:
     return f"Step {step!r} of stage {stage!r}" if stage else f"The pipeline's {step}"
 
 
-def _metadata(running: Run, stage: str, step: str) -> dict[str, str]:
+def _metadata(running: Run, stage: str, step: str) -> dict[str, Any]:
     trigger = running.trigger
     return {
         "stage": stage,
