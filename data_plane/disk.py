@@ -69,7 +69,6 @@ class Disk:
             self._lock.close()
             raise StartupError(f"--state-dir {folder} is in use by another gateway; give each its own") from error
         self._dirty = asyncio.Event()
-        self._saved_blobs: set[str] = set()
 
     def close(self) -> None:
         """Lets go of the folder."""
@@ -102,10 +101,7 @@ class Disk:
             return
         loaded: dict[str, LoadedRelease] = {}
         problems: dict[str, str] = {}
-        digests = dict.fromkeys(
-            digest for b in saved.bindings for digest in (b.digest, *(served_digest for _, served_digest, _ in b.served))
-        )
-        for digest in digests:
+        for digest in dict.fromkeys(digest for binding in saved.bindings for digest in _digests(binding)):
             data = await asyncio.to_thread(self.read_blob, digest)
             if data is None:
                 problems[digest] = "its copy on disk is missing or damaged"
@@ -126,11 +122,10 @@ class Disk:
         while True:
             await self._dirty.wait()
             self._dirty.clear()
-            table = holder.table
             try:
-                await asyncio.to_thread(self._write_table, table)
+                await asyncio.to_thread(self._write_table, holder.table, holder.wanted())
             except OSError as error:
-                log.error(
+                log.warning(
                     "cannot keep the state on disk; a restart would begin from an older one", folder=str(self._folder), problem=str(error)
                 )
 
@@ -138,40 +133,52 @@ class Disk:
         return self._folder / BLOBS / digest.removeprefix("sha256:")
 
     def _read_table(self) -> SavedTable | None:
+        """The newer good one. A damaged one is removed, so that it never takes the place of a good older one."""
         for name in (TABLE, OLD_TABLE):
             path = self._folder / name
             try:
-                checksum, _, body = path.read_bytes().partition(b"\n")
-                if hashlib.sha256(body).hexdigest().encode() != checksum:
-                    log.warning("a saved table is damaged and is not used", file=str(path))
-                    continue
-                return msgspec.json.decode(body, type=SavedTable)
+                saved = _parse(path.read_bytes())
             except FileNotFoundError:
                 continue
-            except (OSError, msgspec.MsgspecError) as error:
+            except OSError as error:
                 log.warning("a saved table cannot be read", file=str(path), problem=str(error))
+                continue
+            if saved is not None:
+                return saved
+            log.warning("a saved table is damaged and is not used", file=str(path))
+            path.unlink(missing_ok=True)
         return None
 
-    def _write_table(self, table: Table) -> None:
+    def _write_table(self, table: Table, wanted: set[str]) -> None:
         body = msgspec.json.encode(_saved(table))
-        path = self._folder / TABLE
+        path, old = self._folder / TABLE, self._folder / OLD_TABLE
         if path.exists():
-            os.replace(path, self._folder / OLD_TABLE)  # noqa: PTH105 -- Path.replace would read as a text operation here
+            path.replace(old)
         _write(path, hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-        self._remove_unused()
+        self._remove_unused(wanted)
 
-    def _remove_unused(self) -> None:
-        """Blobs that neither generation of the table refers to."""
-        used: set[str] = set()
+    def _remove_unused(self, wanted: set[str]) -> None:
+        """Blobs that are not wanted now and that neither generation of the table refers to."""
+        used = {self._blob(digest).name for digest in wanted}
         for name in (TABLE, OLD_TABLE):
             path = self._folder / name
-            if path.exists():
-                _, _, body = path.read_bytes().partition(b"\n")
-                saved = msgspec.json.decode(body, type=SavedTable)
-                used.update(self._blob(digest).name for b in saved.bindings for digest in (b.digest, *(d for _, d, _ in b.served)))
+            saved = _parse(path.read_bytes()) if path.exists() else None
+            used.update(self._blob(digest).name for binding in (saved.bindings if saved else ()) for digest in _digests(binding))
         for path in (self._folder / BLOBS).iterdir():
-            if path.name not in used:
+            if path.name not in used and not path.name.endswith(".tmp"):
                 path.unlink(missing_ok=True)
+
+
+def _parse(data: bytes) -> SavedTable | None:
+    """The table, None when it is damaged."""
+    checksum, _, body = data.partition(b"\n")
+    if hashlib.sha256(body).hexdigest().encode() != checksum:
+        return None
+    return msgspec.json.decode(body, type=SavedTable)
+
+
+def _digests(binding: SavedBinding) -> list[str]:
+    return [binding.digest, *(digest for _, digest, _ in binding.served)]
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from data_plane.holder import Holder
 from data_plane.loaded import LoadedEndpoint
@@ -68,7 +71,10 @@ class Gateway:
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self.unready = False
+        """Load balancers shall send no more; what comes is still served."""
         self.draining = False
+        """Nothing new is served."""
 
     async def trigger(self, asked: Asked) -> Answer:
         """Runs one endpoint, wholly on the release that is active when it starts.
@@ -107,7 +113,8 @@ class Gateway:
             await self._holder.wait_for(asked.min_revision, min(left, MAX_FENCE_SECONDS))
         active = self._find(asked, self._holder.table)
         endpoint = _endpoint(active, asked)
-        _check_input(endpoint, active, asked)
+        given = _typed(asked.input, endpoint) if asked.method == "GET" else asked.input
+        _check_input(endpoint, active, given)
         bound = active.bound
         seconds = endpoint.timeout_seconds if asked.seconds_left is None else min(endpoint.timeout_seconds, asked.seconds_left)
         trigger = Trigger(
@@ -115,7 +122,7 @@ class Gateway:
             app=bound.app,
             environment=bound.environment,
             release=bound.release,
-            input=asked.input,
+            input=given,
             deadline=started + seconds,
         )
         if not endpoint.max_concurrency:
@@ -213,11 +220,31 @@ def _endpoint(active: Active, asked: Asked) -> LoadedEndpoint:
     )
 
 
-def _check_input(endpoint: LoadedEndpoint, active: Active, asked: Asked) -> None:
-    if not isinstance(asked.input, dict):
-        violations = [Violation("", f"the input is {type(asked.input).__name__}, and must be a JSON object")]
+def _typed(query: dict[str, Any], endpoint: LoadedEndpoint) -> dict[str, Any]:
+    """A query has only text: what the schema calls a number, an integer or a boolean becomes one, if it reads as one."""
+    properties = endpoint.schema.source.get("properties", {}) if endpoint.schema else {}
+    typed = {}
+    for name, text in query.items():
+        schema = properties.get(name)
+        wanted = schema.get("type") if isinstance(schema, dict) else None
+        value: Any = text
+        if wanted in ("integer", "number", "boolean") and isinstance(text, str):
+            with contextlib.suppress(msgspec.DecodeError):
+                value = msgspec.json.decode(text, type=int | float | bool)
+        elif wanted == "array" and isinstance(text, str):
+            value = [text]
+        typed[name] = value
+    return typed
+
+
+def _check_input(endpoint: LoadedEndpoint, active: Active, given: Any) -> None:
+    if not isinstance(given, dict):
+        violations = [Violation("", f"the input is {_JSON_NAMES.get(type(given), 'null')}, and must be a JSON object")]
     else:
-        violations = endpoint.schema.violations(asked.input) if endpoint.schema else []
+        violations = endpoint.schema.violations(given) if endpoint.schema else []
     if violations:
         bound = active.bound
         raise InvalidInput(violations, app=bound.app, environment=bound.environment, release=bound.release, endpoint=endpoint.path)
+
+
+_JSON_NAMES = {list: "an array", str: "a string", int: "a number", float: "a number", bool: "true or false"}

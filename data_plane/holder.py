@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from typing import Protocol
 
 import structlog
 
@@ -21,6 +22,17 @@ from pointsman.errors import Behind
 Fetch = Callable[[str], Awaitable[bytes]]
 """digest -> bytes. Raises ReleaseUnusableError when they are not to be had, and whatever the connection raises when it broke."""
 
+
+class Blobs(Protocol):
+    """Where snapshots are kept between two lives of the process."""
+
+    def read_blob(self, digest: str) -> bytes | None:
+        """The snapshot, if it is there and whole. May block."""
+
+    def write_blob(self, digest: str, data: bytes) -> None:
+        """Keeps a verified snapshot. May block; raises OSError."""
+
+
 STANDBY_RELEASES = 3
 STANDBY_BYTES = 256 * 1024 * 1024
 PREPARED_RELEASES = 16
@@ -31,8 +43,9 @@ log = structlog.get_logger()
 class Holder:
     """Owns the table. `table` is replaced, never changed; whoever reads it once has one consistent view."""
 
-    def __init__(self, secrets: Secrets, clock: Callable[[], datetime]) -> None:
+    def __init__(self, secrets: Secrets, clock: Callable[[], datetime], blobs: Blobs | None = None) -> None:
         self.table = Table()
+        self._blobs = blobs
         self._secrets = secrets
         self._clock = clock
         # Compiled for a Prepare and not in the table yet, oldest first.
@@ -43,6 +56,10 @@ class Holder:
     def held(self) -> dict[str, LoadedRelease]:
         """Every compiled release, by digest: a flip to one of these needs no waiting."""
         return {**self._prepared, **self.table.held()}
+
+    def wanted(self) -> set[str]:
+        """Digests that are held or being loaded."""
+        return {*self.held(), *self._loading}
 
     async def prepare(self, wanted: Sequence[Bound], fetch: Fetch) -> list[Rejected]:
         """Gets releases ready for a flip that may come; those that cannot be run here are told."""
@@ -111,7 +128,16 @@ class Holder:
         return await asyncio.shield(task)
 
     async def _load(self, digest: str, fetch: Fetch) -> LoadedRelease:
-        return await self.compiled(digest, await fetch(digest))
+        """From disk if it is there, else fetched, and then kept on disk before anyone is told that it is ready."""
+        kept = await asyncio.to_thread(self._blobs.read_blob, digest) if self._blobs else None
+        data = await fetch(digest) if kept is None else kept
+        loaded = await self.compiled(digest, data)
+        if self._blobs and kept is None:
+            try:
+                await asyncio.to_thread(self._blobs.write_blob, digest, data)
+            except OSError as error:
+                log.warning("cannot keep a release on disk; a restart would fetch it again", digest=digest, problem=str(error))
+        return loaded
 
     def _flip(self, table: Table) -> None:
         self.table = table

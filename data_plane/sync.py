@@ -204,7 +204,8 @@ class _Conversation:
             version=self._me.version,
             apps=self._me.apps,
             environments=self._me.environments,
-            revision=table.revision,
+            # What was refused is asked for again: it may be sound now, or a damaged copy of it on disk may be gone.
+            revision=min([table.revision, *(rejected.bound.revision - 1 for rejected in table.rejected.values())]),
             store_id=table.store_id,
             held_digests=sorted(self._told_held),
         )

@@ -64,7 +64,11 @@ class Expression:
         Raises:
             ExpressionError: when it gives an error, or a value that JSON has no word for.
         """
-        value = self._eval(data=variables)
+        try:
+            value = self._eval(data=variables)
+        except (OverflowError, TypeError, ValueError, RuntimeError) as error:
+            # A value that cel-cpp cannot take, such as an integer beyond 64 bits.
+            raise ExpressionError(_first_line(str(error))) from None
         if value.type() == cel.Type.ERROR:
             raise ExpressionError(_explained(str(value.value())))
         found = value.plain_value()

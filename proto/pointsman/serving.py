@@ -203,8 +203,8 @@ class GrpcServer:
         self._health = health.aio.HealthServicer()
         self._services: list[str] = []
 
-    async def start(self, listen: Address, services: Sequence[str]) -> None:
-        """Listens and serves. `services` are the full names of those added, for health and reflection.
+    async def start(self, listen: Address, services: Sequence[str], *, serving: bool = True) -> None:
+        """Listens and serves. `services` are the full names of those added, for health and reflection; `serving` is their health.
 
         Raises:
             StartupError: when the address cannot be listened on.
@@ -220,7 +220,7 @@ class GrpcServer:
             raise StartupError(f"cannot listen on {listen}: {error}") from error
         self.address = Address(listen.host, port)
         await self.server.start()
-        await self.set_serving(serving=True)
+        await self.set_serving(serving=serving)
 
     async def set_serving(self, *, serving: bool) -> None:
         """What the health service answers, for the server and for each service."""
@@ -277,6 +277,7 @@ def run(main: Callable[[asyncio.Event], Awaitable[None]]) -> NoReturn:
 
     A StartupError is one line on stderr and exit status 1.
     """
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
     async def with_signals() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()

@@ -1,0 +1,129 @@
+"""Starts a gateway: the only place where its parts are put together. `pointsman gateway` runs this."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from datetime import UTC, datetime
+
+import click
+import structlog
+
+import pointsman
+from data_plane.config import Settings
+from data_plane.disk import Disk
+from data_plane.gateway import Gateway
+from data_plane.holder import Holder
+from data_plane.http import HttpApp
+from data_plane.rpc import GatewayStatusServicer, TriggerServicer
+from data_plane.secrets import Secrets
+from data_plane.status import Status
+from data_plane.steps.base import Clients
+from data_plane.sync import Me, Sync
+from pointsman.serving import GrpcServer, StartupError, run
+from pointsman.settings import settings_options
+from pointsman.v1 import trigger_pb2, trigger_pb2_grpc
+from pointsman.web import HttpServer
+
+log = structlog.get_logger()
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Serves until stop is set; then drains: unready first, running triggers next, connections last."""
+    async with contextlib.AsyncExitStack() as closing:
+        disk = _open_disk(settings, closing)
+        holder = Holder(Secrets(settings.secrets_dir), _utc_now, disk)
+        clients = Clients.open()
+        closing.push_async_callback(clients.aclose)
+        me = Me(
+            gateway_id=settings.gateway_id,
+            instance_id=str(uuid.uuid4()),
+            version=pointsman.__version__,
+            apps=settings.app,
+            environments=settings.environment,
+        )
+        try:
+            control_planes = settings.control_planes()
+        except ValueError as error:
+            raise StartupError(f"--control-plane: {error}") from error
+        grpc_server = GrpcServer()
+        readiness = _Readiness(holder, grpc_server)
+
+        def flipped() -> None:
+            readiness.check()
+            if disk is not None:
+                disk.changed()
+
+        sync = Sync(holder, me, control_planes, on_flip=flipped)
+        status = Status(holder, sync, me, control_plane=settings.control_plane, default_environment=settings.default_environment)
+        gateway = Gateway(holder, clients, settings.gateway_id, settings.default_environment, settings.control_plane)
+        trigger_pb2_grpc.add_TriggerServiceServicer_to_server(TriggerServicer(gateway), grpc_server.server)
+        trigger_pb2_grpc.add_GatewayStatusServiceServicer_to_server(GatewayStatusServicer(status), grpc_server.server)
+
+        if disk is not None:
+            await disk.load(holder)
+            closing.push_async_callback(_cancelled, asyncio.create_task(disk.keep(holder), name="disk"))
+        services = [service.full_name for service in trigger_pb2.DESCRIPTOR.services_by_name.values()]
+        await grpc_server.start(settings.listen, services, serving=holder.table.ready)
+        closing.push_async_callback(grpc_server.stop, settings.drain_seconds)
+        http_server = HttpServer(HttpApp(gateway, status))
+        await http_server.start(settings.http)
+        closing.push_async_callback(http_server.stop)
+        closing.push_async_callback(_cancelled, asyncio.create_task(sync.run(), name="sync"))
+
+        click.echo(f"ready: gateway grpc={grpc_server.address} http={http_server.address}")
+        await stop.wait()
+        gateway.unready = True
+        await grpc_server.drain()
+        await asyncio.sleep(settings.drain_delay_seconds)
+        gateway.draining = True
+        if not await gateway.drained(settings.drain_seconds):
+            log.warning("triggers were still running and are cut off", seconds=settings.drain_seconds)
+
+
+def _open_disk(settings: Settings, closing: contextlib.AsyncExitStack) -> Disk | None:
+    if settings.state_dir is None:
+        log.info("no --state-dir: nothing is kept, and a restart needs the control plane")
+        return None
+    disk = Disk(settings.state_dir, _utc_now)
+    closing.callback(disk.close)
+    return disk
+
+
+class _Readiness:
+    """Tells the health service when the gateway has become ready."""
+
+    def __init__(self, holder: Holder, server: GrpcServer) -> None:
+        self._holder = holder
+        self._server = server
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def check(self) -> None:
+        task = asyncio.create_task(self._server.set_serving(serving=self._holder.table.ready))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@click.command("gateway")
+@settings_options(Settings)
+def main(settings: Settings) -> None:
+    """Serve triggers on the active release of each environment.
+
+    Example: pointsman gateway --control-plane cp.internal:7400 --state-dir /var/lib/pointsman-gateway
+    """
+    run(lambda stop: serve(settings, stop))
+
+
+if __name__ == "__main__":
+    main(prog_name="pointsman gateway")

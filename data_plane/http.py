@@ -1,0 +1,182 @@
+"""The HTTP door of the gateway, plain ASGI: `/v1/trigger/<endpoint>` is the way of every request, and a framework would be most of it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
+from urllib.parse import parse_qs
+
+import msgspec
+import structlog
+from google.protobuf import json_format
+
+from data_plane.gateway import Answer, Asked, Gateway
+from data_plane.status import Status
+from pointsman.errors import EndpointNotFound, Internal, InvalidField, InvalidInput, NotSynced, PointsmanError, TooLarge, Violation
+from pointsman.web import error_body, error_headers
+
+MAX_BODY_BYTES = 4 * 1024 * 1024
+TRIGGER_PREFIX = "/v1/trigger/"
+JSON_HEADERS = [(b"content-type", b"application/json")]
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+log = structlog.get_logger()
+_decode = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
+
+
+class HttpApp:
+    """The ASGI app of a gateway."""
+
+    def __init__(self, gateway: Gateway, status: Status) -> None:
+        self._gateway = gateway
+        self._status = status
+        self._pages: dict[str, Callable[[], tuple[int, Headers, bytes]]] = {
+            "/livez": lambda: (200, [(b"content-type", b"text/plain")], b"alive\n"),
+            "/readyz": self._readyz,
+            "/v1/status": self._describe,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        assert scope["type"] == "http", "lifespan and websockets are off"
+        path: str = scope["path"]
+        try:
+            if path.startswith(TRIGGER_PREFIX):
+                answer = await self._trigger(path[len(TRIGGER_PREFIX) :], scope, receive)
+                status, headers, body = 200, self._headers(answer), _encode(answer.output)
+            else:
+                status, headers, body = self._page(path, scope["method"])
+        except PointsmanError as error:
+            status, headers, body = error.http_status, [*error_headers(error), *self._about(error)], error_body(error)
+        except Exception:
+            request_id = str(uuid.uuid4())
+            log.exception("request failed", path=path, request_id=request_id)
+            internal = Internal(request_id)
+            status, headers, body = internal.http_status, error_headers(internal), error_body(internal)
+        headers.append((b"content-length", str(len(body)).encode()))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+    async def _trigger(self, endpoint: str, scope: Scope, receive: Receive) -> Answer:
+        headers = _Headers(scope["headers"])
+        method: str = scope["method"]
+        given = _query(scope["query_string"]) if method == "GET" else _body(await _read(receive, headers))
+        return await self._gateway.trigger(
+            Asked(
+                endpoint=endpoint,
+                input=given,
+                method=method,
+                app=headers.text("x-app"),
+                environment=headers.text("x-environment"),
+                release=headers.text("x-release"),
+                min_revision=headers.integer("x-min-revision"),
+            )
+        )
+
+    def _headers(self, answer: Answer) -> Headers:
+        bound = answer.active.bound
+        return [
+            (b"content-type", b"application/json"),
+            (b"x-execution-id", answer.execution_id.encode()),
+            (b"x-app", bound.app.encode()),
+            (b"x-environment", bound.environment.encode()),
+            (b"x-release", bound.release.encode()),
+            (b"x-release-digest", bound.digest.encode()),
+            (b"x-revision", str(bound.revision).encode()),
+            (b"x-gateway", self._gateway.gateway_id.encode()),
+        ]
+
+    def _about(self, error: PointsmanError) -> Headers:
+        """What is known of a trigger that was refused or failed."""
+        headers = [(b"x-gateway", self._gateway.gateway_id.encode())]
+        for key in ("execution_id", "app", "environment", "release"):
+            value = error.metadata.get(key, "")
+            if value.isascii() and value.isprintable() and value:
+                headers.append((f"x-{key.replace('_', '-')}".encode(), value.encode()))
+        if isinstance(error, EndpointNotFound) and "method" in error.metadata:
+            headers.append((b"allow", error.metadata["method"].encode()))
+        return headers
+
+    def _page(self, path: str, method: str) -> tuple[int, Headers, bytes]:
+        page = self._pages.get(path)
+        if page is None or method not in ("GET", "HEAD"):
+            takes = f"{path} takes GET, not {method}." if page else f"There is no {path!r} here."
+            more: dict[str, Any] = {"method": "GET"} if page else {}
+            raise EndpointNotFound(
+                f"{takes} Triggers are POST {TRIGGER_PREFIX}<endpoint>; there are also {', '.join(sorted(self._pages))}.",
+                endpoint=path,
+                **more,
+            )
+        return page()
+
+    def _readyz(self) -> tuple[int, Headers, bytes]:
+        if self._gateway.unready or not self._status.ready:
+            why = "it is shutting down" if self._gateway.unready else "it does not hold what it shall serve yet"
+            raise NotSynced(f"Gateway {self._gateway.gateway_id!r} is not ready: {why}.", gateway_id=self._gateway.gateway_id)
+        return 200, [(b"content-type", b"text/plain")], b"ready\n"
+
+    def _describe(self) -> tuple[int, Headers, bytes]:
+        message = json_format.MessageToDict(
+            self._status.describe(), preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        )
+        return 200, list(JSON_HEADERS), _encode(message)
+
+
+class _Headers:
+    """The request headers that are asked for, by name in small letters."""
+
+    def __init__(self, raw: Iterable[tuple[bytes, bytes]]) -> None:
+        self._raw = {name: value for name, value in raw if name.startswith(b"x-") or name == b"content-length"}
+
+    def text(self, name: str) -> str:
+        return self._raw.get(name.encode(), b"").decode("latin-1").strip()
+
+    def integer(self, name: str) -> int:
+        """0 when absent. Raises InvalidField."""
+        text = self.text(name)
+        if not text:
+            return 0
+        if not text.isdecimal() or len(text) > 18:
+            raise InvalidField([Violation(name.title(), f"{text[:40]!r} is not a revision, such as 57")])
+        return int(text)
+
+
+async def _read(receive: Receive, headers: _Headers) -> bytes:
+    """The whole body. Raises TooLarge, before reading it when its length is told."""
+    told = headers.text("content-length")
+    if told.isdecimal() and int(told) > MAX_BODY_BYTES:
+        raise TooLarge("The body", limit=MAX_BODY_BYTES, given=int(told))
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if not message.get("more_body"):
+        return body
+    parts, size = [body], len(body)
+    while message.get("more_body"):
+        message = await receive()
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > MAX_BODY_BYTES:
+            raise TooLarge("The body", limit=MAX_BODY_BYTES, given=f"more than {MAX_BODY_BYTES}")
+    return b"".join(parts)
+
+
+def _body(body: bytes) -> Any:
+    """The input; an empty body is an empty object. Raises InvalidInput."""
+    if not body:
+        return {}
+    try:
+        return _decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidInput([Violation("", f"the body is not JSON: {error}")]) from None
+
+
+def _query(query: bytes) -> dict[str, Any]:
+    """The input of a GET endpoint, still text; a parameter that is repeated is a list."""
+    parameters = parse_qs(query.decode("latin-1"), keep_blank_values=True)
+    return {name: values[0] if len(values) == 1 else values for name, values in parameters.items()}

@@ -1,0 +1,61 @@
+"""The gRPC door of the gateway."""
+
+from __future__ import annotations
+
+import grpc.aio
+
+from data_plane.gateway import Asked, Gateway
+from data_plane.http import MAX_BODY_BYTES
+from data_plane.status import Status
+from pointsman.errors import TooLarge
+from pointsman.v1 import trigger_pb2 as pb
+from pointsman.v1 import trigger_pb2_grpc
+from pointsman.values import from_struct, to_value
+
+Context = grpc.aio.ServicerContext[pb.TriggerRequest, pb.TriggerResponse]
+
+
+class TriggerServicer(trigger_pb2_grpc.TriggerServiceServicer):
+    """Converts between messages and Gateway.trigger."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def Trigger(self, request: pb.TriggerRequest, context: Context) -> pb.TriggerResponse:
+        """See trigger.proto."""
+        size = request.ByteSize()
+        if size > MAX_BODY_BYTES:
+            raise TooLarge("The request", limit=MAX_BODY_BYTES, given=size)
+        answer = await self._gateway.trigger(
+            Asked(
+                app=request.app,
+                environment=request.environment,
+                endpoint=request.endpoint,
+                input=from_struct(request.input),
+                release=request.release,
+                min_revision=request.min_revision,
+                seconds_left=context.time_remaining(),
+            )
+        )
+        bound = answer.active.bound
+        return pb.TriggerResponse(
+            execution_id=answer.execution_id,
+            app=bound.app,
+            environment=bound.environment,
+            release=bound.release,
+            digest=bound.digest,
+            revision=bound.revision,
+            gateway_id=self._gateway.gateway_id,
+            output=to_value(answer.output),
+        )
+
+
+class GatewayStatusServicer(trigger_pb2_grpc.GatewayStatusServiceServicer):
+    """Tells the status."""
+
+    def __init__(self, status: Status) -> None:
+        self._status = status
+
+    async def GetStatus(self, _request: pb.GetStatusRequest, _context: object) -> pb.GetStatusResponse:
+        """See trigger.proto."""
+        return self._status.describe()
