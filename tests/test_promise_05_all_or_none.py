@@ -15,6 +15,7 @@ from tests.sample_apps import marked
 def needing_a_secret(mark):
     """A config that only a gateway with the secret KEY can run."""
     config = marked(mark)
+    config["pipelines"][0]["stages"][0]["steps"].append({"name": "asked", "when": "false", "tool_call": {"tool": "bank"}})
     config["tools"] = [{"name": "bank", "http": {"url": "http://127.0.0.1:9/", "headers": {"Authorization": "Bearer ${secret:KEY}"}}}]
     return config
 

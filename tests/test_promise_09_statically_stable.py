@@ -57,11 +57,12 @@ async def test_a_gateway_comes_back_to_what_changed_while_it_was_down(tmp_path, 
         app = await plane.create_app(v1=marked("v1"), v2=marked("v2"))
         await plane.deploy(app, "v1")
         await (gateway_server.kill() if end == "kill" else gateway_server.stop())
-        await plane.deploy(app, "v2")
+        revision = (await plane.deploy(app, "v2")).binding.revision
         await gateway_server.start()
         async with gateway_client(gateway_server) as gate:
 
-            async def serves_the_new_one():
-                return (await gate.trigger(app)).release == "v2"
+            async def caught_up():
+                return (await gate.status()).revision >= revision
 
-            await eventually(serves_the_new_one)
+            await eventually(caught_up)
+            assert (await gate.trigger(app)).release == "v2"

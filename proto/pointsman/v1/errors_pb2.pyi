@@ -3,10 +3,9 @@
 isort:skip_file
 """
 
-from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from google.protobuf.internal import containers as _containers
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
@@ -169,26 +168,6 @@ class Error(_message.Message):
     INTERNAL: Error.Reason.ValueType  # 30
     """INTERNAL, 500. A defect of ours; the server's log holds the cause under the request id. Metadata: request_id."""
 
-    @_typing.final
-    class DetailsEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.str
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.str = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
     ERROR_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     DETAILS_FIELD_NUMBER: _builtins.int
@@ -203,19 +182,19 @@ class Error(_message.Message):
     timestamp: _builtins.str
     """When, RFC 3339 in UTC."""
     @_builtins.property
-    def details(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """The values that the message names."""
+    def details(self) -> _struct_pb2.Struct:
+        """The values that the message names, as text; with INVALID_FIELD and INVALID_INPUT also `violations`, a list of {field, description}."""
 
     def __init__(
         self,
         *,
         error: _builtins.str = ...,
         message: _builtins.str = ...,
-        details: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        details: _struct_pb2.Struct | None = ...,
         status_code: _builtins.int = ...,
         timestamp: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["details", b"details"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["details", b"details", "error", b"error", "message", b"message", "status_code", b"status_code", "timestamp", b"timestamp"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
