@@ -122,7 +122,7 @@ def compile_expression(source: str) -> Expression:
     try:
         return Expression(source, _cel().compile(source))
     except RuntimeError as error:
-        raise ExpressionError(_compile_error(str(error))) from None
+        raise ExpressionError(_compile_error(source, str(error))) from None
 
 
 def compile_template(source: str, *, variables: Collection[str] = VARIABLES, quote_url: bool = False) -> Template:
@@ -167,14 +167,16 @@ def _cel() -> Any:
 _cel_environment: Any = None
 
 
-def _compile_error(text: str) -> str:
+def _compile_error(source: str, text: str) -> str:
     """`line 1, column 7: ...` out of what cel-cpp says."""
     found = _POSITION.search(text)
     if not found:
         return _first_line(text)
     line, column, message = found.groups()
     undeclared = _UNDECLARED.search(message)
-    if undeclared:
+    if undeclared and re.search(rf"\b{re.escape(undeclared[1])}\s*\(", source):
+        message = f"unknown function {undeclared[1]!r}"
+    elif undeclared:
         message = _unknown_variable(undeclared[1], VARIABLES)
     return f"line {line}, column {column}: {message.removesuffix(' [INVALID_ARGUMENT]')}"
 

@@ -1,0 +1,153 @@
+"""Expressions and templates: what they see, what they give, and how they are refused."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pointsman.expressions import MAX_EXPRESSION_BYTES, TOOL_VARIABLES, ExpressionError, compile_expression, compile_template
+
+VARIABLES = {
+    "input": {"n": 3, "x": 1.5, "name": "Ann"},
+    "steps": {"a": {"k": [1, 2]}, "gone": None},
+    "environment": "staging",
+    "release": "v1",
+}
+
+
+@pytest.mark.parametrize(
+    ("source", "value"),
+    [
+        ("input.n + 1", 4),
+        ("double(input.n) * input.x", 4.5),
+        ("input.n > 2.5", True),
+        ("'hello ' + input.name", "hello Ann"),
+        ("steps.a.k[1]", 2),
+        ("steps['a'].k.map(i, i * 2)", [2, 4]),
+        ("steps.gone == null", True),
+        ("environment + '/' + release", "staging/v1"),
+        ("input.?missing.orValue('none')", "none"),
+        ("has(input.missing) ? 1 : 2", 2),
+        ("{'a': [1, 2.5, null, true], 'b': {'c': input.name}}", {"a": [1, 2.5, None, True], "b": {"c": "Ann"}}),
+        ("['a', 'b'].join('-')", "a-b"),
+        ("duration('90s')", "90s"),
+        ("timestamp('2026-01-02T03:04:05Z')", "2026-01-02T03:04:05Z"),
+    ],
+)
+def test_an_expression_gives_a_plain_value(source, value):
+    assert compile_expression(source).evaluate(VARIABLES) == value
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("inptu.n", "line 1, column 6: unknown variable 'inptu'; did you mean input?"),
+        ("1 +\n  ", "line 2, column"),
+        ("frobnicate(1)", "unknown function 'frobnicate'"),
+        ("1" + " + 1" * MAX_EXPRESSION_BYTES, "at most 8192 are allowed"),
+    ],
+)
+def test_a_bad_expression_is_refused_when_it_is_compiled(source, says):
+    with pytest.raises(ExpressionError) as error:
+        compile_expression(source)
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("input.missing", "has(x.key)"),
+        ("input.n * 1.5", "write double(x)"),
+        ("1 / (input.n - 3)", "divide by zero"),
+        ("b'abc'", "JSON has no word for"),
+        ("{1: 2}", "keys must be strings"),
+    ],
+)
+def test_an_expression_without_a_value_says_why(source, says):
+    with pytest.raises(ExpressionError) as error:
+        compile_expression(source).evaluate(VARIABLES)
+    assert says in str(error.value)
+
+
+def test_a_value_beyond_64_bits_is_an_error_not_a_crash():
+    with pytest.raises(ExpressionError):
+        compile_expression("input.n").evaluate({**VARIABLES, "input": {"n": 2**70}})
+
+
+def test_an_expression_that_explodes_is_stopped():
+    numbers = {**VARIABLES, "input": {"l": list(range(300))}}
+    with pytest.raises(ExpressionError):
+        compile_expression("input.l.map(a, input.l.map(b, input.l.map(c, input.l.map(d, a+b+c+d))))").evaluate(numbers)
+
+
+@pytest.mark.parametrize("source", ["1", "'yes'", "null"])
+def test_a_gate_must_be_a_bool(source):
+    with pytest.raises(ExpressionError, match="must give true or false"):
+        compile_expression(source).evaluate_bool(VARIABLES)
+
+
+def test_the_steps_that_are_named_are_known():
+    assert compile_expression("steps.a.b + steps['c-d'] + \"steps.no\" + steps.?e.orValue('')").steps == {"a", "c-d", "e"}
+    assert compile_template("{{ steps.a.b }} {% for x in steps.l %}{{ x.y }}{% endfor %}").steps == {"a", "l"}
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("Hi {{ input.name }}, {{ input.n }}", "Hi Ann, 3"),
+        ("{% if steps.gone %}x{% else %}y{% endif %}", "y"),
+        ("{{ steps.a | tojson }}", '{"k": [1, 2]}'),
+        ("{{ '<b>' }}\n", "<b>\n"),
+    ],
+)
+def test_a_template_gives_text(source, text):
+    assert compile_template(source).render(VARIABLES) == text
+
+
+def test_values_in_a_url_are_percent_encoded():
+    url = compile_template("http://h/{{ arguments.id }}?q={{ arguments.q }}", variables=TOOL_VARIABLES, quote_url=True)
+    assert url.render({**VARIABLES, "arguments": {"id": "a/b c", "q": True}}) == "http://h/a%2Fb%20c?q=true"
+    with pytest.raises(ExpressionError, match="a URL takes text and numbers"):
+        url.render({**VARIABLES, "arguments": {"id": None, "q": 1}})
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("{{ inptu.n }}", "unknown variable 'inptu'; did you mean input?"),
+        ("{{ input.n", "syntax error"),
+        ("{% set x = namespace(s='') %}", "unknown variable 'namespace'"),
+    ],
+)
+def test_a_bad_template_is_refused_when_it_is_compiled(source, says):
+    with pytest.raises(ExpressionError) as error:
+        compile_template(source)
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("{{ input.missing }}", "`input.missing` is undefined"),
+        ("{% for a in range(9999) %}{% for b in range(9999) %}x{% endfor %}{% endfor %}", "fuel"),
+        ("{{ input.__class__ }}", "undefined"),
+    ],
+)
+def test_a_template_that_fails_says_why_and_shows_no_values(source, says):
+    with pytest.raises(ExpressionError) as error:
+        compile_template(source).render({**VARIABLES, "input": {"secret": "hunter2"}})
+    assert says in str(error.value)
+    assert "hunter2" not in str(error.value)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(JSON)
+def test_what_goes_into_an_expression_comes_out_of_it(value):
+    found = compile_expression("input.v").evaluate({**VARIABLES, "input": {"v": value}})
+    assert found == value
+    assert type(found) is type(value)

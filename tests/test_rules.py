@@ -1,0 +1,185 @@
+"""The rules of requests and configs: every violation at once, each with its path as the author wrote it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+
+from pointsman.rules import PATTERNS, check_config, check_request
+from pointsman.v1.apps_pb2 import UpdateDraftRequest
+from pointsman.v1.config_pb2 import AppConfig
+from pointsman.v1.deployments_pb2 import DeployRequest
+from pointsman.v1.releases_pb2 import CreateReleaseRequest
+from tests.sample_apps import marked
+
+PROTOS = Path(__file__).parent.parent / "proto" / "pointsman"
+
+
+def config(**parts: Any) -> AppConfig:
+    return json_format.ParseDict(parts, AppConfig())
+
+
+def pipeline(*steps: dict[str, Any], **stage: Any) -> AppConfig:
+    return config(pipelines=[{"name": "p", "stages": [{"name": "s", "steps": list(steps), **stage}]}])
+
+
+def transform(name: str, expression: str = "1", **more: Any) -> dict[str, Any]:
+    return {"name": name, "transform": {"expression": expression}, **more}
+
+
+def told(message: AppConfig) -> dict[str, str]:
+    return {violation.field: violation.description for violation in check_config(message)}
+
+
+def test_a_sound_config_has_no_violations():
+    assert check_config(config(**marked("v1", "http://127.0.0.1:1/x"))) == []
+    assert check_config(AppConfig()) == []
+
+
+def test_everything_is_told_at_once():
+    found = told(
+        config(
+            endpoints=[{"name": "a b", "method": "PUT", "pipeline": "q"}],
+            pipelines=[{"name": "p", "stages": [{"name": "s", "gate": "inptu.x", "steps": [{"name": "1x"}]}]}],
+            tools=[{"name": "t", "http": {"url": "ftp://x"}}],
+            models=[{"name": "m", "targets": [{"base_url": "http://m/v1", "api_key": "sk-123"}]}],
+        )
+    )
+    assert set(found) == {
+        "endpoints[0].name",
+        "endpoints[0].method",
+        "endpoints[0].pipeline",
+        "pipelines[0].stages[0].gate",
+        "pipelines[0].stages[0].steps[0]",
+        "pipelines[0].stages[0].steps[0].name",
+        "tools[0].http.url",
+        "models[0].targets[0].api_key",
+    }
+    assert "did you mean input?" in found["pipelines[0].stages[0].gate"]
+    assert "never the key itself" in found["models[0].targets[0].api_key"]
+
+
+@pytest.mark.parametrize(
+    ("message", "field", "says"),
+    [
+        (
+            config(endpoints=[{"name": "e", "pipeline": "chatt"}], pipelines=[{"name": "chat"}]),
+            "endpoints[0].pipeline",
+            "Did you mean chat?",
+        ),
+        (
+            config(tools=[{"name": "t", "http": {"url": "http://x"}}, {"name": "t", "http": {"url": "http://x"}}]),
+            "tools[1].name",
+            "tools[0]",
+        ),
+        (
+            config(
+                endpoints=[{"name": "a", "path": "/x", "pipeline": "p"}, {"name": "b", "path": "x", "pipeline": "p"}],
+                pipelines=[{"name": "p"}],
+            ),
+            "endpoints[1].path",
+            "is the path of endpoints[0] already",
+        ),
+        (
+            config(endpoints=[{"name": "a", "pipeline": "p"}, {"name": "b", "path": "a", "pipeline": "p"}], pipelines=[{"name": "p"}]),
+            "endpoints[1].path",
+            "endpoints[0]",
+        ),
+        (
+            config(endpoints=[{"name": "a", "pipeline": "p", "input_schema": {"type": "strin"}}], pipelines=[{"name": "p"}]),
+            "endpoints[0].input_schema",
+            "is not a JSON Schema",
+        ),
+        (
+            config(endpoints=[{"name": "a", "pipeline": "p", "input_schema": {"$ref": "http://x/s.json"}}], pipelines=[{"name": "p"}]),
+            "endpoints[0].input_schema",
+            "is not a JSON Schema",
+        ),
+        (
+            config(endpoints=[{"name": "a", "pipeline": "p", "input_schema": {"pattern": "(?=a)"}}], pipelines=[{"name": "p"}]),
+            "endpoints[0].input_schema",
+            "is not a JSON Schema",
+        ),
+        (
+            config(endpoints=[{"name": "a", "pipeline": "p", "timeout": "9999s"}], pipelines=[{"name": "p"}]),
+            "endpoints[0].timeout",
+            "3600s",
+        ),
+        (pipeline(transform("a"), transform("a")), "pipelines[0].stages[0].steps[1].name", "earlier step"),
+        (
+            pipeline({"name": "a", "tool_call": {"tool": "t", "arguments": "{"}}),
+            "pipelines[0].stages[0].steps[0].tool_call.arguments",
+            "line 1, column 2",
+        ),
+        (pipeline({"name": "a", "tool_call": {"tool": "t"}}), "pipelines[0].stages[0].steps[0].tool_call.tool", "There are no tools"),
+        (
+            pipeline({"name": "a", "inference": {"model": "m", "tools": ["x"], "prompt": "{{ inpt }}"}}),
+            "pipelines[0].stages[0].steps[0].inference.prompt",
+            "unknown variable 'inpt'",
+        ),
+        (pipeline({"name": "a", "inference": {"model": "m"}}), "pipelines[0].stages[0].steps[0].inference.model", "there is no model 'm'"),
+        (pipeline(transform("a", "steps.b"), transform("b")), "pipelines[0].stages[0].steps[0].transform.expression", "has not run yet"),
+        (
+            pipeline(transform("a"), transform("b", "steps.a"), mode="PARALLEL"),
+            "pipelines[0].stages[0].steps[1].transform.expression",
+            "has not run yet",
+        ),
+        (
+            pipeline(transform("able"), transform("b", "steps.abel")),
+            "pipelines[0].stages[0].steps[1].transform.expression",
+            "Did you mean able?",
+        ),
+        (pipeline(transform("a", when="steps.a")), "pipelines[0].stages[0].steps[0].when", "has not run yet"),
+        (
+            config(tools=[{"name": "t", "http": {"url": "http://x/{{ arguments.id }}/{{ argument }}"}}]),
+            "tools[0].http.url",
+            "did you mean arguments?",
+        ),
+        (
+            config(tools=[{"name": "t", "http": {"url": "http://x", "headers": {"A": "${secret:a b}"}}}]),
+            'tools[0].http.headers["A"]',
+            "a secret reference is",
+        ),
+        (
+            config(tools=[{"name": "t", "http": {"url": "http://x", "headers": {"a b": "1"}}}]),
+            'tools[0].http.headers["a b"]',
+            "a header name",
+        ),
+        (pipeline(transform("a", "1" * 9000)), "pipelines[0].stages[0].steps[0].transform.expression", "8192"),
+    ],
+)
+def test_one_violation_and_what_it_says(message, field, says):
+    assert says in told(message)[field]
+
+
+def test_a_step_may_name_what_has_run():
+    message = pipeline(transform("a"), transform("b", "steps.a + 1", when="steps.a == 1"))
+    message.pipelines[0].output = "steps.b"
+    assert check_config(message) == []
+
+
+def test_a_request_is_checked_whole_and_paths_in_its_config_have_no_prefix():
+    request = CreateReleaseRequest(app="A", tag="v 1", config=pipeline({"name": "a", "tool_call": {"tool": "t"}}))
+    assert [violation.field for violation in check_request(request)] == ["app", "tag", "pipelines[0].stages[0].steps[0].tool_call.tool"]
+    assert [v.field for v in check_request(UpdateDraftRequest(app="a", config=pipeline(transform("a", "?"))))] == [
+        "pipelines[0].stages[0].steps[0].transform.expression"
+    ]
+
+
+def test_violations_of_a_request_name_the_value_and_what_is_allowed():
+    found = {
+        v.field: v.description for v in check_request(DeployRequest(environment="Prod!", release="v1", request_id="7", reason="x" * 1025))
+    }
+    assert "absent; use a small letter" in found["app"]
+    assert "'Prod!' is not allowed; use a small letter" in found["environment"]
+    assert found["request_id"] == "'7' is not a UUID"
+    assert "has 1025 bytes" in found["reason"]
+
+
+def test_every_pattern_of_the_protos_has_words():
+    used = set()
+    for path in PROTOS.glob("v1/*.proto"):
+        used |= set(re.findall(r'string\.pattern = "([^"]+)"', path.read_text()))
+    assert used == set(PATTERNS)
