@@ -125,4 +125,5 @@ def _flag(name: str) -> str:
 
 
 def _shown(default: object) -> str:
-    return "" if default in (None, (), False) else str(default)
+    # A comparison would hide 0 too, which equals False.
+    return "" if default is None or default is False or default == () else str(default)
