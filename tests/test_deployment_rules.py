@@ -1,6 +1,7 @@
 """The rules of Deploy, Promote and Rollback, through the services on a real store."""
 
 import asyncio
+import itertools
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -181,7 +182,7 @@ async def test_promise_02_concurrent_deploys_each_get_a_revision_of_their_own(pl
     assert sorted(revisions) == list(range(1, len(revisions) + 1))
     history = (await plane.deployments.history("shop", "staging", PageRequest(size=500))).items
     assert [entry.revision for entry in history] == sorted(revisions, reverse=True)
-    for newer, older in zip(history, history[1:], strict=False):
+    for newer, older in itertools.pairwise(history):
         assert newer.previous_release == older.release
 
 
