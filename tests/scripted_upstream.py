@@ -54,7 +54,8 @@ class ScriptedUpstream:
     async def _note(self, request: Request) -> bytes:
         body = await request.body()
         self.calls[request.url.path] += 1
-        self.seen.append((request.method, str(request.url).removeprefix(self.url), dict(request.headers), body))
+        raw = request.scope["raw_path"].decode() + (f"?{request.url.query}" if request.url.query else "")
+        self.seen.append((request.method, raw, dict(request.headers), body))
         return body
 
     async def _answer(self, request: Request) -> Response:
