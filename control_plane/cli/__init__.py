@@ -1,0 +1,85 @@
+"""The command line: a client of the servers, and the way to start them. Imports nothing else of control_plane.
+
+Commands are imported when they are called, so that `pointsman --help` need not load gRPC.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from typing import NoReturn
+
+import click
+
+
+class Lazy(click.Group):
+    """Finds commands by `module:attribute`, and names near ones when there is none."""
+
+    def __init__(self, commands: dict[str, tuple[str, str]], **more: object) -> None:
+        super().__init__(**more)  # type: ignore[arg-type]  # what click.Group takes
+        self._lazy = commands
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        """In the order of the workflow."""
+        return list(self._lazy)
+
+    def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Imports it."""
+        if cmd_name not in self._lazy:
+            return None
+        module, _, attribute = self._lazy[cmd_name][0].partition(":")
+        found: click.Command = getattr(importlib.import_module(module), attribute)
+        return found
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Names near commands in the error."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(args[0], self._lazy, n=3, cutoff=0.5) if args else []
+            if near:
+                error.message += f" Did you mean {', '.join(near)}?"
+            raise
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """From the table, without importing any of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, description) for name, (_, description) in self._lazy.items()])
+
+
+COMMANDS = {
+    "demo": ("control_plane.cli.demo:command", "Walk the whole release workflow against real servers."),
+    "dev": ("control_plane.cli.dev:command", "Both servers with a sample app, until Ctrl-C."),
+    "control-plane": ("control_plane.cli:control_plane", "Serve the control plane."),
+    "gateway": ("control_plane.cli:gateway", "Serve triggers."),
+}
+
+
+@click.group(cls=Lazy, commands=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="pointsman")
+def main() -> None:
+    """Releases, environments and rollbacks for AI apps."""
+
+
+_PASS_ALL = {"ignore_unknown_options": True, "help_option_names": []}
+
+
+@click.command(context_settings=_PASS_ALL)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def control_plane(arguments: tuple[str, ...]) -> None:
+    """Becomes the control plane's process."""
+    _become("control_plane", arguments)
+
+
+@click.command(context_settings=_PASS_ALL)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def gateway(arguments: tuple[str, ...]) -> None:
+    """Becomes the gateway's process."""
+    _become("data_plane", arguments)
+
+
+def _become(module: str, arguments: tuple[str, ...]) -> NoReturn:
+    # -P: a folder of the same name where the command is called must not take the module's place.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", module, *arguments])  # noqa: S606 -- no shell is wanted
