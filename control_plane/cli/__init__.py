@@ -39,9 +39,9 @@ class Lazy(click.Group):
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
             near = difflib.get_close_matches(args[0], self._lazy, n=3, cutoff=0.5) if args else []
-            if near:
-                error.message += f" Did you mean {', '.join(near)}?"
-            raise
+            if not near:
+                raise
+            raise click.UsageError(f"{error.message} Did you mean {', '.join(near)}?", ctx) from error
 
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """From the table, without importing any of them."""

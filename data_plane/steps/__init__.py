@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from data_plane.steps import tool_call, transform
+from data_plane.steps import inference, tool_call, transform
 from data_plane.steps.base import CannotCompileError, Compiling, Runner, StepError
 from pointsman.v1.config_pb2 import Step
 
 COMPILERS: dict[str, Callable[[Compiling, Step], Runner]] = {
+    "inference": inference.compile_step,
     "tool_call": tool_call.compile_step,
     "transform": transform.compile_step,
 }

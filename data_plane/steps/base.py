@@ -13,6 +13,11 @@ from pointsman.v1.config_pb2 import Model, Tool
 
 Variables = Mapping[str, Any]
 
+MAX_ANSWER_BYTES = 4 * 1024 * 1024
+MAX_SHOWN_CHARS = 200
+# Answers that say that the cause may pass.
+RETRYABLE_STATUSES = frozenset({429, 502, 503, 504})
+
 
 class CannotCompileError(Exception):
     """A step cannot be compiled here; the message says why."""
@@ -57,3 +62,31 @@ class Clients:
 
 
 Runner = Callable[[Variables, Clients], Any | Awaitable[Any]]
+
+
+async def read_body(response: httpx2.Response, who: str, *, retryable: bool) -> bytes:
+    """The whole body, decoded, up to MAX_ANSWER_BYTES. Raises StepError; `retryable` is for an answer that was cut."""
+    body = bytearray()
+    try:
+        async for chunk in response.aiter_bytes():
+            body += chunk
+            if len(body) > MAX_ANSWER_BYTES:
+                raise StepError(f"{who} answered more than {MAX_ANSWER_BYTES} bytes")
+    except httpx2.TransportError as error:
+        raise StepError(f"{who}: the answer was cut: {cause_of(error)}", retryable=retryable) from None
+    except httpx2.DecodingError as error:
+        raise StepError(f"{who} answered an encoding that is broken: {error}") from None
+    return bytes(body)
+
+
+def cause_of(error: Exception) -> str:
+    """What went wrong; some of httpx2's errors say nothing but their name."""
+    return str(error) or type(error).__name__
+
+
+def retry_after(response: httpx2.Response) -> float | None:
+    """The seconds of Retry-After; its other form, a date, is not used by APIs and gives None."""
+    try:
+        return max(0.0, float(response.headers.get("retry-after", "")))
+    except ValueError:
+        return None

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx2
 import msgspec
 
-from data_plane.steps.base import CannotCompileError, Clients, Compiling, Runner, StepError, Variables
+from data_plane.steps.base import (
+    MAX_SHOWN_CHARS,
+    RETRYABLE_STATUSES,
+    CannotCompileError,
+    Clients,
+    Compiling,
+    Runner,
+    StepError,
+    Variables,
+    cause_of,
+    read_body,
+    retry_after,
+)
 from pointsman.expressions import TOOL_VARIABLES, ExpressionError, Template, compile_expression, compile_template
 from pointsman.rules import SECRET_REFERENCE
 from pointsman.schemas import Schema, compile_schema
 from pointsman.v1.config_pb2 import HttpTool, Step, Tool
 
-MAX_ANSWER_BYTES = 4 * 1024 * 1024
-MAX_SHOWN_CHARS = 200
 IDEMPOTENT_METHODS = frozenset({"GET", "HEAD", "PUT", "DELETE"})
 BODY_METHODS = frozenset({"POST", "PUT", "PATCH"})
-# Answers that say that the cause may pass.
-RETRYABLE_STATUSES = frozenset({429, 502, 503, 504})
 
 
 def compile_step(compiling: Compiling, step: Step) -> Runner:
@@ -27,10 +36,8 @@ def compile_step(compiling: Compiling, step: Step) -> Runner:
     tool = compiling.tools.get(name)
     if tool is None:
         raise CannotCompileError(f"there is no tool {name!r}")
-    if tool.WhichOneof("kind") != "http":
-        raise CannotCompileError(f"this gateway does not know tools of the kind {tool.WhichOneof('kind')!r}")
     arguments = compile_expression(step.tool_call.arguments) if step.tool_call.arguments else None
-    call = HttpCall(tool, compiling)
+    call = compile_tool(tool, compiling)
 
     async def run(variables: Variables, clients: Clients) -> Any:
         try:
@@ -40,6 +47,18 @@ def compile_step(compiling: Compiling, step: Step) -> Runner:
         return await call(given, variables, clients)
 
     return run
+
+
+ToolCaller = Callable[[Any, Variables, Clients], Awaitable[Any]]
+"""(arguments, variables, clients) -> the tool's answer. Raises StepError."""
+
+
+def compile_tool(tool: Tool, compiling: Compiling) -> ToolCaller:
+    """Raises CannotCompileError when this gateway cannot call tools of that kind."""
+    kind = tool.WhichOneof("kind")
+    if kind != "http":
+        raise CannotCompileError(f"this gateway does not know tools of the kind {kind!r}")
+    return HttpCall(tool, compiling)
 
 
 class HttpCall:
@@ -70,7 +89,7 @@ class HttpCall:
         try:
             response = await clients.http.send(request, stream=True)
         except httpx2.TransportError as error:
-            raise StepError(f"tool {self._name!r} at {_origin(request)}: {_cause(error)}", retryable=self._retry_safe) from None
+            raise StepError(f"tool {self._name!r} at {_origin(request)}: {cause_of(error)}", retryable=self._retry_safe) from None
         try:
             return await self._answer(response, request)
         finally:
@@ -95,23 +114,12 @@ class HttpCall:
             raise StepError(f"tool {self._name!r}: {url[:MAX_SHOWN_CHARS]!r} is not a URL: {error}") from None
 
     async def _answer(self, response: httpx2.Response, request: httpx2.Request) -> Any:
-        body = bytearray()
-        try:
-            async for chunk in response.aiter_bytes():
-                body += chunk
-                if len(body) > MAX_ANSWER_BYTES:
-                    raise StepError(f"tool {self._name!r} answered more than {MAX_ANSWER_BYTES} bytes")
-        except httpx2.TransportError as error:
-            raise StepError(
-                f"tool {self._name!r} at {_origin(request)}: the answer was cut: {_cause(error)}", retryable=self._retry_safe
-            ) from None
-        except httpx2.DecodingError as error:
-            raise StepError(f"tool {self._name!r} answered an encoding that is broken: {error}") from None
+        body = await read_body(response, f"tool {self._name!r} at {_origin(request)}", retryable=self._retry_safe)
         text = body.decode(errors="replace")
         if not response.is_success:
             shown = f": {text[:MAX_SHOWN_CHARS].strip()}" if text.strip() else ""
             retryable = self._retry_safe and response.status_code in RETRYABLE_STATUSES
-            after = retry_after(response.headers.get("retry-after", ""))
+            after = retry_after(response)
             message = f"tool {self._name!r} answered {response.status_code}{shown}"
             raise StepError(message, retryable=retryable, retry_after_seconds=after)
         if "json" not in response.headers.get("content-type", ""):
@@ -122,18 +130,6 @@ class HttpCall:
             raise StepError(f"tool {self._name!r} says that it answers JSON, and did not: {error}") from None
 
 
-def retry_after(header: str) -> float | None:
-    """The seconds of a Retry-After header; its other form, a date, is not used by APIs and gives None."""
-    try:
-        return max(0.0, float(header))
-    except ValueError:
-        return None
-
-
 def _origin(request: httpx2.Request) -> str:
     """Scheme, host and port: a path or a query may hold what is not for messages."""
     return f"{request.url.scheme}://{request.url.netloc.decode()}"
-
-
-def _cause(error: Exception) -> str:
-    return str(error) or type(error).__name__

@@ -1,0 +1,157 @@
+"""Inference against a scripted model, and against a real small one."""
+
+import hashlib
+import json
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+
+from data_plane.loaded import LoadedEndpoint, compile_release
+from data_plane.pipeline import run
+from data_plane.secrets import Secrets
+from data_plane.steps.base import Clients
+from pointsman.errors import StepFailed, StepTimeout
+from pointsman.v1.config_pb2 import AppConfig
+from tests.local_model import local_model
+from tests.scripted_upstream import ScriptedUpstream
+from tests.test_tool_call import clients, running, upstream
+
+__all__ = ["clients", "upstream"]
+KEY = "sk-canary-93"
+LABEL = {"type": "object", "required": ["label"], "properties": {"label": {"enum": ["refund", "other"]}}}
+
+
+def asking(*urls: str, timeout: str = "20s", **inference: Any) -> LoadedEndpoint:
+    step = {"name": "ask", "timeout": timeout, "inference": {"model": "m", **inference}}
+    config = {
+        "endpoints": [{"name": "e", "pipeline": "p"}],
+        "pipelines": [{"name": "p", "stages": [{"name": "s", "steps": [step]}]}],
+        "models": [{"name": "m", "targets": [{"base_url": f"{url}/v1", "model": "small", "api_key": "${secret:KEY}"} for url in urls]}],
+    }
+    snapshot = json_format.ParseDict(config, AppConfig()).SerializeToString(deterministic=True)
+    digest = "sha256:" + hashlib.sha256(snapshot).hexdigest()
+    return compile_release(digest, snapshot, Secrets(environment={"POINTSMAN_SECRET_KEY": KEY})).endpoints["e"]
+
+
+def sent(upstream: ScriptedUpstream) -> list[dict[str, Any]]:
+    return [json.loads(body) for _, path, _, body in upstream.seen if path == "/v1/chat/completions"]
+
+
+async def test_prompts_are_templates_and_the_output_is_the_text(upstream: ScriptedUpstream, clients: Clients):
+    upstream.completions = ["Hello Ann."]
+    endpoint = asking(upstream.url, system="You are in {{ environment }}.", prompt="Greet {{ input.name }}", temperature=0.0, max_tokens=9)
+    assert await run(endpoint, running(clients, name="Ann")) == "Hello Ann."
+    assert sent(upstream) == [
+        {
+            "model": "small",
+            "messages": [{"role": "system", "content": "You are in staging."}, {"role": "user", "content": "Greet Ann"}],
+            "temperature": 0.0,
+            "max_tokens": 9,
+        }
+    ]
+    assert upstream.seen[0][2]["authorization"] == f"Bearer {KEY}"
+
+
+async def test_without_a_prompt_the_chat_history_of_the_input_is_sent(upstream: ScriptedUpstream, clients: Clients):
+    upstream.completions = ["yes"]
+    history = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    assert await run(asking(upstream.url), running(clients, messages=history)) == "yes"
+    assert sent(upstream)[0]["messages"] == history
+    with pytest.raises(StepFailed, match="the input has no messages"):
+        await run(asking(upstream.url), running(clients))
+
+
+async def test_a_response_schema_gives_a_value_after_one_repair_at_most(upstream: ScriptedUpstream, clients: Clients):
+    endpoint = asking(upstream.url, prompt="Label it", response_schema=LABEL)
+    upstream.completions = ['{"label": "refund"}']
+    assert await run(endpoint, running(clients)) == {"label": "refund"}
+    assert sent(upstream)[0]["response_format"]["json_schema"]["schema"] == LABEL
+    upstream.completions = ["it is a refund", '{"label": "refund"}']
+    assert await run(endpoint, running(clients)) == {"label": "refund"}
+    assert "That was not accepted: it is not JSON" in sent(upstream)[-1]["messages"][-1]["content"]
+    upstream.completions = ['{"label": "x"}', '{"label": "y"}']
+    with pytest.raises(StepFailed, match="twice: label:"):
+        await run(endpoint, running(clients))
+
+
+def tool(upstream: ScriptedUpstream) -> dict[str, Any]:
+    schema = {"type": "object", "required": ["id"], "properties": {"id": {"type": "string"}}}
+    return {"name": "find", "description": "Finds.", "input_schema": schema, "http": {"url": upstream.url + "/echo/{{ arguments.id }}"}}
+
+
+def calls(*arguments: str, name: str = "find") -> dict[str, Any]:
+    wanted = [{"id": f"c{i}", "type": "function", "function": {"name": name, "arguments": text}} for i, text in enumerate(arguments)]
+    return {"role": "assistant", "content": None, "tool_calls": wanted}
+
+
+async def test_tools_that_the_model_asks_for_are_called_and_their_answers_sent_back(upstream: ScriptedUpstream, clients: Clients):
+    upstream.completions = [calls('{"id": "7"}', '{"id": 8}', "{oops"), calls("{}", name="fly"), "Found."]
+    assert await run(asking_with(upstream), running(clients)) == "Found."
+    first, second, third = sent(upstream)
+    assert first["tools"][0]["function"]["name"] == "find"
+    found, refused, broken = second["messages"][-3:]
+    assert json.loads(found["content"])["path"] == "/echo/7"
+    assert "id: 8 is not of type" in refused["content"]
+    assert "the arguments are not JSON" in broken["content"]
+    assert "there is no tool 'fly'; there are find" in third["messages"][-1]["content"]
+    assert upstream.calls["/echo/7"] == 1
+
+
+def asking_with(upstream: ScriptedUpstream, **more: Any) -> LoadedEndpoint:
+    step = {"prompt": "Find", "model": "m", "tools": ["find"], **more}
+    config = {
+        "endpoints": [{"name": "e", "pipeline": "p"}],
+        "pipelines": [{"name": "p", "stages": [{"name": "s", "steps": [{"name": "ask", "inference": step}]}]}],
+        "tools": [tool(upstream)],
+        "models": [{"name": "m", "targets": [{"base_url": f"{upstream.url}/v1"}]}],
+    }
+    snapshot = json_format.ParseDict(config, AppConfig()).SerializeToString(deterministic=True)
+    return compile_release("sha256:" + hashlib.sha256(snapshot).hexdigest(), snapshot, Secrets(environment={})).endpoints["e"]
+
+
+async def test_a_model_that_never_stops_calling_is_stopped(upstream: ScriptedUpstream, clients: Clients):
+    upstream.completions = [calls('{"id": "7"}')] * 5
+    with pytest.raises(StepFailed, match="more than 2 tool calls"):
+        await run(asking_with(upstream, max_tool_calls=2), running(clients))
+
+
+async def test_targets_are_tried_in_order_and_one_that_fails_is_passed_over(upstream: ScriptedUpstream, clients: Clients):
+    async with ScriptedUpstream().running() as second:
+        endpoint = asking(upstream.url, second.url, prompt="Hi")
+        upstream.completions, second.completions = [503, 503, 503, "back"], ["a", "b", "c", "d"]
+        assert [await run(endpoint, running(clients)) for _ in range(4)] == ["a", "b", "c", "d"]
+        assert (len(upstream.completions), second.completions) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"), [(401, "answered 401"), (500, "answered 500"), ({"role": "assistant"}, "neither text nor tool calls")]
+)
+async def test_a_bad_answer_fails_the_step_and_shows_no_key(upstream: ScriptedUpstream, clients: Clients, answer: Any, says: str):
+    upstream.completions = [answer]
+    with pytest.raises(StepFailed) as failed:
+        await run(asking(upstream.url, prompt="Hi"), running(clients))
+    assert says in failed.value.message
+    assert KEY not in failed.value.message + repr(failed.value.metadata)
+
+
+async def test_nobody_there_and_nobody_answering(upstream: ScriptedUpstream, clients: Clients):
+    with pytest.raises(StepFailed, match="cannot be reached"):
+        await run(asking("http://127.0.0.1:9", prompt="Hi"), running(clients))
+    endpoint = asking(upstream.url + "/hang", prompt="Hi", timeout="0.2s")
+    with pytest.raises(StepTimeout):
+        await run(endpoint, running(clients))
+
+
+async def test_a_real_small_model_answers_in_words_and_by_schema(clients: Clients):
+    with local_model() as url:
+        text = await run(
+            asking(url, prompt="Say hello to {{ input.name }}.", max_tokens=12, temperature=0.0), running(clients, 60, name="Ann")
+        )
+        assert isinstance(text, str)
+        assert text.strip()
+        labelled = await run(
+            asking(url, prompt="A customer wants the money back. Label: refund or other?", response_schema=LABEL, max_tokens=24),
+            running(clients, 60),
+        )
+        assert labelled["label"] in ("refund", "other")
