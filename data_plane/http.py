@@ -14,6 +14,7 @@ from google.protobuf import json_format
 from data_plane.gateway import Answer, Asked, Gateway
 from data_plane.status import Status
 from pointsman.errors import EndpointNotFound, Internal, InvalidField, InvalidInput, NotSynced, PointsmanError, TooLarge, Violation
+from pointsman.values import decode_json
 from pointsman.web import error_body, error_headers
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
@@ -26,7 +27,6 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 log = structlog.get_logger()
-_decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -171,9 +171,9 @@ def _body(body: bytes) -> Any:
     if not body:
         return {}
     try:
-        return _decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidInput([Violation("", f"the body is not JSON: {error}")]) from None
+        return decode_json(body)
+    except ValueError as error:
+        raise InvalidInput([Violation("", f"the body {error}")]) from None
 
 
 def _query(query: bytes) -> dict[str, Any]:

@@ -7,10 +7,10 @@ import grpc.aio
 from data_plane.gateway import Asked, Gateway
 from data_plane.http import MAX_BODY_BYTES
 from data_plane.status import Status
-from pointsman.errors import TooLarge
+from pointsman.errors import InvalidInput, TooLarge, Violation
 from pointsman.v1 import trigger_pb2 as pb
 from pointsman.v1 import trigger_pb2_grpc
-from pointsman.values import from_struct, to_value
+from pointsman.values import NUL_REFUSED, from_struct, has_nul, to_value
 
 Context = grpc.aio.ServicerContext[pb.TriggerRequest, pb.TriggerResponse]
 
@@ -26,12 +26,15 @@ class TriggerServicer(trigger_pb2_grpc.TriggerServiceServicer):
         size = request.ByteSize()
         if size > MAX_BODY_BYTES:
             raise TooLarge("The request", limit=MAX_BODY_BYTES, given=size)
+        given = from_struct(request.input)
+        if has_nul(given):
+            raise InvalidInput([Violation("", f"the input {NUL_REFUSED}")])
         answer = await self._gateway.trigger(
             Asked(
                 app=request.app,
                 environment=request.environment,
                 endpoint=request.endpoint,
-                input=from_struct(request.input),
+                input=given,
                 release=request.release,
                 min_revision=request.min_revision,
                 seconds_left=context.time_remaining(),

@@ -132,6 +132,7 @@ async def test_an_unknown_endpoint_app_or_environment(door):
         (b'{"n": NaN}', "not JSON"),
         (b'{"message": "\xff\xfe"}', "not JSON"),
         (b"[" * 10_000 + b"]" * 10_000, "not JSON"),
+        (b'{"message": "a\\u0000b"}', "has the character NUL"),
         (b"[1]", "must be a JSON object"),
         (b'"text"', "must be a JSON object"),
         (b"null", "must be a JSON object"),

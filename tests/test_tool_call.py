@@ -84,7 +84,7 @@ async def test_a_post_without_a_body_sends_the_arguments_and_text_stays_text(ups
         ("/404", "answered 404: scripted 404"),
         ("/500", "answered 500"),
         ("/302", "answered 302"),
-        ("/not-json", "says that it answers JSON, and did not"),
+        ("/not-json", "says that it answers JSON, but the answer is not JSON"),
         ("/huge", "answered more than"),
         ("/cut", "the answer was cut"),
     ],

@@ -31,7 +31,7 @@ from data_plane.steps.tool_call import ToolCaller, compile_tool
 from pointsman.expressions import ExpressionError, compile_template
 from pointsman.schemas import Schema, compile_schema
 from pointsman.v1.config_pb2 import Inference, ModelTarget, Step, Tool
-from pointsman.values import from_struct
+from pointsman.values import NUL_REFUSED, decode_json, from_struct
 
 DEFAULT_TOOL_CALLS = 8
 # A target with so many failures in a row is passed over for so long, unless no other is left.
@@ -144,6 +144,8 @@ class _Conversation:
                 content = message.get("content")
                 if not isinstance(content, str):
                     raise StepError(f"model {self._name!r} answered neither text nor tool calls")
+                if "\0" in content:
+                    raise StepError(f"model {self._name!r} answered text that {NUL_REFUSED}")
                 return content
             calls += len(wanted)
             if calls > self._max_tool_calls:
@@ -247,7 +249,7 @@ def _described(tool: Tool) -> dict[str, Any]:
 def _parsed(text: str, schema: Schema) -> tuple[Any, str]:
     """The value and an empty text, or what is wrong with it."""
     try:
-        found = msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
-        return None, f"it is not JSON: {error}"
+        found = decode_json(text.encode())
+    except ValueError as error:
+        return None, f"it {error}"
     return found, "; ".join(map(str, schema.violations(found)))

@@ -25,6 +25,7 @@ from pointsman.expressions import TOOL_VARIABLES, ExpressionError, Template, com
 from pointsman.rules import SECRET_REFERENCE
 from pointsman.schemas import Schema, compile_schema
 from pointsman.v1.config_pb2 import HttpTool, Step, Tool
+from pointsman.values import NUL_REFUSED, decode_json
 
 IDEMPOTENT_METHODS = frozenset({"GET", "HEAD", "PUT", "DELETE"})
 BODY_METHODS = frozenset({"POST", "PUT", "PATCH"})
@@ -123,11 +124,13 @@ class HttpCall:
             message = f"tool {self._name!r} answered {response.status_code}{shown}"
             raise StepError(message, retryable=retryable, retry_after_seconds=after)
         if "json" not in response.headers.get("content-type", ""):
+            if "\0" in text:
+                raise StepError(f"tool {self._name!r} answered text that {NUL_REFUSED}")
             return text
         try:
-            return msgspec.json.decode(body) if body else None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise StepError(f"tool {self._name!r} says that it answers JSON, and did not: {error}") from None
+            return decode_json(body) if body else None
+        except ValueError as error:
+            raise StepError(f"tool {self._name!r} says that it answers JSON, but the answer {error}") from None
 
 
 def _origin(request: httpx2.Request) -> str:

@@ -9,10 +9,38 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 from google.protobuf.struct_pb2 import ListValue, NullValue, Struct, Value
 
 # Beyond this a double does not tell neighbouring integers apart (RFC 8259, section 6).
 MAX_EXACT_INTEGER = 2**53
+
+NUL_REFUSED = "has the character NUL (U+0000), which expressions cannot hold; leave it out"
+
+
+def has_nul(plain: Any) -> bool:
+    """Whether a string in the value has a NUL: cel-cpp's Python binding would silently cut the string there."""
+    if isinstance(plain, str):
+        return "\0" in plain
+    if isinstance(plain, Mapping):
+        return any(has_nul(key) or has_nul(value) for key, value in plain.items())
+    return isinstance(plain, list) and any(map(has_nul, plain))
+
+
+def decode_json(data: bytes) -> Any:
+    """The plain value of JSON text.
+
+    Raises:
+        ValueError: with the reason, when it is not JSON (RFC 8259), is nested too deep, or has a NUL in a string.
+    """
+    try:
+        found = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"is not JSON: {error}") from None
+    # A NUL can only be written as this escape, so the search spares almost every text the walk.
+    if b"\\u0000" in data and has_nul(found):
+        raise ValueError(NUL_REFUSED)
+    return found
 
 
 def from_struct(struct: Struct) -> dict[str, Any]:
