@@ -1,4 +1,4 @@
-"""A gateway that speaks the real Sync protocol and runs nothing: thousands fit in a process. For tests of the control plane and for benchmarks."""
+"""A gateway that speaks the real Sync protocol and runs nothing, so that thousands fit in a process: for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
+
 from pointsman.v1 import gateways_pb2 as pb
 from pointsman.v1 import gateways_pb2_grpc
-
 from tests.eventually import eventually
 
 
@@ -29,6 +29,7 @@ class SimulatedGateway:
         self.flipped_at: dict[int, float] = {}
         self.prepared: list[str] = []
         self.moved = False
+        self.on_update: Callable[[pb.SyncResponse.Update], None] = lambda _update: None
         self._held: list[str] = []
         self._refuse = refuse
         self._apply = apply
@@ -98,6 +99,7 @@ class SimulatedGateway:
             self.bindings[binding.app, binding.environment] = binding.release
         self.flipped_at[update.revision] = time.monotonic()
         self.history.append(update.revision)
+        self.on_update(update)
         if not self._apply:
             return []
         if update.revision == self.revision and not update.synced:

@@ -52,6 +52,17 @@ class Lazy(click.Group):
 COMMANDS = {
     "demo": ("control_plane.cli.demo:command", "Walk the whole release workflow against real servers."),
     "dev": ("control_plane.cli.dev:command", "Both servers with a sample app, until Ctrl-C."),
+    "app": ("control_plane.cli.apps:command", "An app and its draft: push, validate, show."),
+    "release": ("control_plane.cli.releases:command", "Releases: create, list, show, diff."),
+    "deploy": ("control_plane.cli.deployments:deploy", "Make a release live in an environment."),
+    "promote": ("control_plane.cli.deployments:promote", "Make what is live in one environment live in another."),
+    "rollback": ("control_plane.cli.deployments:rollback", "Make an earlier release live again."),
+    "status": ("control_plane.cli.status:status", "What is live where, and who serves it."),
+    "history": ("control_plane.cli.deployments:history", "What was live when, by whom and why."),
+    "watch": ("control_plane.cli.status:watch", "Follow what is live."),
+    "gateways": ("control_plane.cli.status:gateways", "The gateways and how far they are."),
+    "trigger": ("control_plane.cli.triggers:trigger", "Run an endpoint."),
+    "environment": ("control_plane.cli.environments:command", "Environments: create, list, update, delete."),
     "control-plane": ("control_plane.cli:control_plane", "Serve the control plane."),
     "gateway": ("control_plane.cli:gateway", "Serve triggers."),
 }

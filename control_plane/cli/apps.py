@@ -1,0 +1,136 @@
+"""pointsman app ...: an app and its draft."""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+import click
+import yaml
+
+from control_plane.cli.appfile import AppFile, AppFileError, read
+from control_plane.cli.client import REFUSED, Connection, new_request_id, only_app, refuse, server_options
+from control_plane.cli.output import output_option, plain, short, show, table, when
+from pointsman.v1 import apps_pb2 as pb
+from pointsman.v1 import apps_pb2_grpc
+
+
+@click.group("app")
+def command() -> None:
+    """An app and its draft: the configuration that people edit."""
+
+
+@command.command()
+@click.argument("name")
+@click.option("--description", default="", help="For people.")
+@server_options(app=False)
+@output_option
+def create(name: str, description: str, server: str | None, output: str) -> None:
+    """Create an app with an empty draft.
+
+    Example: pointsman app create shop --description "Support chat of the shop"
+    """
+    connection = Connection("server", server)
+    stub = apps_pb2_grpc.AppServiceStub(connection.channel)
+    request = pb.CreateAppRequest(app=name, description=description, request_id=new_request_id())
+    response = connection.call(stub.CreateApp, request)
+    show(response, output, lambda: click.echo(f"app {response.app.app} created"))
+
+
+@command.command("list")
+@server_options(app=False)
+@output_option
+def list_apps(server: str | None, output: str) -> None:
+    """List the apps, newest first.
+
+    Example: pointsman app list
+    """
+    connection = Connection("server", server)
+    stub = apps_pb2_grpc.AppServiceStub(connection.channel)
+    response = connection.call(stub.ListApps, pb.ListAppsRequest(page_size=500))
+    rows = [(app.app, str(app.draft_version), when(app.create_time), app.created_by, short(app.description)) for app in response.apps]
+    headings = ("APP", "DRAFT", "CREATED", "BY", "DESCRIPTION")
+    show(response, output, lambda: table(headings, rows, "There is no app yet. Make one: pointsman --app NAME app push FILE"))
+
+
+@command.command()
+@click.argument("file")
+def validate(file: str) -> None:
+    """Check an app FILE (YAML or JSON; - is stdin) without a server: every violation with its path, line and column.
+
+    Example: pointsman app validate app.yaml
+    """
+    found = _read_sound(file)
+    config = found.config
+    click.echo(
+        f"{file} is sound: {len(config.endpoints)} endpoints, {len(config.pipelines)} pipelines, "
+        f"{len(config.tools)} tools, {len(config.models)} models"
+    )
+
+
+@command.command()
+@click.argument("file")
+@click.option("--expected-draft-version", type=click.IntRange(0), help="Refuse when the draft is at another version.")
+@click.option("--dry-run", is_flag=True, help="Check only; store nothing.")
+@server_options()
+@output_option
+def push(file: str, expected_draft_version: int | None, dry_run: bool, server: str | None, app: str | None, output: str) -> None:
+    """Make the app's draft what FILE says (YAML or JSON; - is stdin); the app is created if there is none of that name.
+
+    Example: pointsman --app shop app push app.yaml
+    """
+    found = _read_sound(file)
+    connection = Connection("server", server)
+    stub = apps_pb2_grpc.AppServiceStub(connection.channel)
+    name = app or only_app(connection)
+    known = connection.call(stub.ListApps, pb.ListAppsRequest(page_size=500)).apps
+    if not dry_run and name not in [one.app for one in known]:
+        connection.call(stub.CreateApp, pb.CreateAppRequest(app=name, request_id=new_request_id()))
+    request = pb.UpdateDraftRequest(
+        app=name,
+        config=found.config,
+        expected_draft_version=expected_draft_version,
+        request_id=new_request_id(),
+        validate_only=dry_run,
+    )
+    response = connection.call(stub.UpdateDraft, request)
+    done = "would be" if dry_run else "is"
+    show(response, output, lambda: click.echo(f"the draft of {name} {done} at version {response.app.draft_version}"))
+
+
+@command.command()
+@server_options()
+@output_option
+def draft(server: str | None, app: str | None, output: str) -> None:
+    """Show the draft as a file that `app push` takes.
+
+    Example: pointsman --app shop app draft > app.yaml
+    """
+    connection = Connection("server", server)
+    stub = apps_pb2_grpc.AppServiceStub(connection.channel)
+    response = connection.call(stub.GetDraft, pb.GetDraftRequest(app=app or only_app(connection)))
+
+    def text() -> None:
+        changes = "differs from" if response.draft_has_changes else "is the same as"
+        click.echo(f"# draft version {response.draft_version}, {changes} the newest release; {response.digest}")
+        click.echo(yaml.safe_dump(plain(response.config), sort_keys=False, allow_unicode=True), nl=False)
+
+    show(response, output, text)
+
+
+def _read_sound(file: str) -> AppFile:
+    try:
+        found = read(file)
+    except AppFileError as error:
+        refuse("INVALID_FIELD", f"{file}: {error}", [])
+    if found.violations:
+        _tell(file, found)
+    return found
+
+
+def _tell(file: str, found: AppFile) -> NoReturn:
+    count = len(found.violations)
+    click.echo(f"INVALID_FIELD: {file} has {count} violation{'s' if count > 1 else ''}", err=True)
+    for violation, where in found.violations:
+        click.echo(f"  {where}: {violation}" if where else f"  {violation}", err=True)
+    sys.exit(REFUSED)

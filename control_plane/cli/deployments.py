@@ -1,0 +1,148 @@
+"""pointsman deploy, promote, rollback, history: what is live where, and how that changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+from google.protobuf.duration_pb2 import Duration
+
+from control_plane.cli.client import Connection, new_request_id, only_app, server_options
+from control_plane.cli.output import output_option, short, show, table, when
+from control_plane.cli.rollout import tell_rollout
+from pointsman.v1 import deployments_pb2 as pb
+from pointsman.v1 import deployments_pb2_grpc
+
+# On top of what the server itself may wait for gateways.
+CALL_SECONDS = 30.0
+DEFAULT_WAIT_SECONDS = 5.0
+
+
+def change_options(command: Any) -> Any:
+    """Adds what deploy, promote and rollback have in common."""
+    options = (
+        click.option("--reason", default="", help="Why; kept in the history."),
+        click.option("--expected-revision", type=click.IntRange(0), help="Refuse unless the binding is at this revision; 0: unbound."),
+        click.option("--wait", type=click.FloatRange(0, 300), help="Seconds to wait for gateways; 0: do not. [5]"),
+        click.option("--force", is_flag=True, help="Skip the gateways' veto; recorded in the history."),
+        click.option("--dry-run", is_flag=True, help="Check only, the gateways' veto included; change nothing."),
+        click.option("--request-id", help="UUID; a repeat within 24 h changes nothing more. [a new one]"),
+        server_options(),
+        output_option,
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _common(options: dict[str, Any]) -> dict[str, Any]:
+    fields = {
+        "expected_revision": options["expected_revision"],
+        "reason": options["reason"],
+        "request_id": options["request_id"] or new_request_id(),
+        "validate_only": options["dry_run"],
+        "force": options["force"],
+    }
+    if options["wait"] is not None:
+        wait = Duration()
+        wait.FromMilliseconds(round(options["wait"] * 1000))
+        fields["wait"] = wait
+    return fields
+
+
+def _carry_out(options: dict[str, Any], make: Callable[[str, dict[str, Any]], tuple[str, Any]]) -> None:
+    """Makes the call that `make` names for the app, and tells what came of it."""
+    connection = Connection("server", options["server"])
+    app = options["app"] or only_app(connection)
+    stub = deployments_pb2_grpc.DeploymentServiceStub(connection.channel)
+    method, request = make(app, _common(options))
+    wait = DEFAULT_WAIT_SECONDS if options["wait"] is None else options["wait"]
+    response = connection.call(getattr(stub, method), request, wait + CALL_SECONDS)
+
+    def text() -> None:
+        binding = response.binding
+        if options["dry_run"]:
+            before = f", instead of {binding.previous_release}" if binding.previous_release else ""
+            click.echo(f"would make {binding.release} live in {binding.environment}{before}")
+            return
+        if not response.HasField("deployment"):
+            click.echo(f"{binding.release} is live in {binding.environment} already, since {when(binding.deploy_time)} UTC")
+        tell_rollout(response.rollout, binding.release, binding.environment)
+
+    show(response, options["output"], text)
+
+
+@click.command()
+@click.argument("tag")
+@click.option("--to", "environment", required=True, metavar="ENVIRONMENT", help="Where.")
+@change_options
+def deploy(tag: str, environment: str, **options: Any) -> None:
+    """Make release TAG live in an environment.
+
+    Example: pointsman --app shop deploy v1.0.0 --to staging --reason "first try"
+    """
+    _carry_out(options, lambda app, common: ("Deploy", pb.DeployRequest(app=app, environment=environment, release=tag, **common)))
+
+
+@click.command()
+@click.option("--from", "from_environment", required=True, metavar="ENVIRONMENT", help="Where the release is live.")
+@click.option("--to", "to_environment", required=True, metavar="ENVIRONMENT", help="Where it shall be.")
+@change_options
+def promote(from_environment: str, to_environment: str, **options: Any) -> None:
+    """Make what is live in one environment live in another.
+
+    Example: pointsman --app shop promote --from staging --to production --reason "verified"
+    """
+
+    def make(app: str, common: dict[str, Any]) -> tuple[str, Any]:
+        return "Promote", pb.PromoteRequest(app=app, from_environment=from_environment, to_environment=to_environment, **common)
+
+    _carry_out(options, make)
+
+
+@click.command()
+@click.argument("environment")
+@click.option("--to", "to_release", default="", metavar="TAG", help="Any release that was once live there. [the one before]")
+@change_options
+def rollback(environment: str, to_release: str, **options: Any) -> None:
+    """Make an earlier release live again.
+
+    Example: pointsman --app shop rollback production --reason "answers are wrong"
+    """
+
+    def make(app: str, common: dict[str, Any]) -> tuple[str, Any]:
+        return "Rollback", pb.RollbackRequest(app=app, environment=environment, to_release=to_release, **common)
+
+    _carry_out(options, make)
+
+
+@click.command()
+@click.argument("environment", default="")
+@click.option("--limit", type=click.IntRange(1, 500), default=50, show_default=True, help="How many of the newest.")
+@server_options()
+@output_option
+def history(environment: str, limit: int, server: str | None, app: str | None, output: str) -> None:
+    """Show what was live when, newest first, by whom and why.
+
+    Example: pointsman --app shop history production
+    """
+    connection = Connection("server", server)
+    stub = deployments_pb2_grpc.DeploymentServiceStub(connection.channel)
+    request = pb.ListDeploymentsRequest(app=app or only_app(connection), environment=environment, page_size=limit)
+    response = connection.call(stub.ListDeployments, request)
+    rows = [
+        (
+            when(entry.create_time),
+            entry.environment,
+            pb.Deployment.Action.Name(entry.action) + (" (forced)" if entry.forced else ""),
+            entry.release,
+            entry.previous_release or "-",
+            str(entry.revision),
+            entry.actor,
+            short(entry.reason),
+        )
+        for entry in response.deployments
+    ]
+    headings = ("WHEN (UTC)", "ENVIRONMENT", "ACTION", "RELEASE", "BEFORE", "REVISION", "BY", "REASON")
+    show(response, output, lambda: table(headings, rows, "Nothing was ever deployed there."))

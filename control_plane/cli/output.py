@@ -1,0 +1,87 @@
+"""How commands print: `-o json` and `-o yaml` are the response by the proto JSON mapping, in snake_case; else text for people."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import click
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+F = TypeVar("F", bound=Callable[..., Any])
+MAX_CELL_CHARS = 60
+
+
+def output_option(command: F) -> F:
+    """Adds -o."""
+    option: Any = click.option("-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text", help="How to print. [text]")
+    decorated: F = option(command)
+    return decorated
+
+
+def plain(message: Message) -> dict[str, Any]:
+    """The message by the proto JSON mapping, in snake_case."""
+    found: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    return found
+
+
+def show(message: Message, output: str, text: Callable[[], None]) -> None:
+    """Prints the message as asked for; `text` prints it for people."""
+    if output == "json":
+        click.echo(json.dumps(plain(message), indent=2, ensure_ascii=False))
+    elif output == "yaml":
+        import yaml
+
+        click.echo(yaml.safe_dump(plain(message), sort_keys=False, allow_unicode=True), nl=False)
+    else:
+        text()
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
+    """A table that fits a terminal; plain aligned columns where there is none; a sentence when there are no rows."""
+    if not rows:
+        click.echo(empty)
+        return
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+
+        found = Table(box=None, pad_edge=False, header_style="bold")
+        for heading in headings:
+            found.add_column(heading)
+        for row in rows:
+            found.add_row(*row)
+        Console().print(found)
+        return
+    widths = [max(len(line[column]) for line in (headings, *rows)) for column in range(len(headings))]
+    for line in (headings, *rows):
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def when(moment: Timestamp) -> str:
+    """The moment in UTC, to the second; `-` when absent."""
+    if not moment.seconds:
+        return "-"
+    return moment.ToDatetime(tzinfo=UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def ago(moment: Timestamp) -> str:
+    """How long ago, in one unit."""
+    if not moment.seconds:
+        return "never"
+    seconds = (datetime.now(UTC) - moment.ToDatetime(tzinfo=UTC)).total_seconds()
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{max(seconds, 0):.0f} s ago"
+
+
+def short(text: str) -> str:
+    """The first line, cut to fit a cell."""
+    line = text.splitlines()[0] if text else ""
+    return line if len(line) <= MAX_CELL_CHARS else line[: MAX_CELL_CHARS - 3] + "..."

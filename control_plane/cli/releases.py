@@ -1,0 +1,140 @@
+"""pointsman release ...: immutable snapshots of an app."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+import yaml
+
+from control_plane.cli.client import Connection, new_request_id, only_app, server_options
+from control_plane.cli.output import output_option, plain, short, show, table, when
+from control_plane.cli.rollout import tell_rollout
+from pointsman.v1 import releases_pb2 as pb
+from pointsman.v1 import releases_pb2_grpc
+
+DEPLOY_SECONDS = 60.0
+SIGNS = {
+    pb.DiffReleasesResponse.Change.ADDED: ("+", "green"),
+    pb.DiffReleasesResponse.Change.REMOVED: ("-", "red"),
+    pb.DiffReleasesResponse.Change.CHANGED: ("~", "yellow"),
+}
+
+
+@click.group("release")
+def command() -> None:
+    """Immutable snapshots of an app, each under a tag."""
+
+
+def _open(server: str | None, app: str | None) -> tuple[Connection, Any, str]:
+    connection = Connection("server", server)
+    return connection, releases_pb2_grpc.ReleaseServiceStub(connection.channel), app or only_app(connection)
+
+
+@command.command()
+@click.argument("tag")
+@click.option("--description", default="", help="What is in it, for people.")
+@click.option("--deploy-to", default="", metavar="ENVIRONMENT", help="Deploy it there in the same call.")
+@click.option("--dry-run", is_flag=True, help="Check only; store nothing.")
+@server_options()
+@output_option
+def create(tag: str, description: str, deploy_to: str, dry_run: bool, server: str | None, app: str | None, output: str) -> None:
+    """Freeze the draft as release TAG.
+
+    Example: pointsman --app shop release create v1.0.0 --description "First one" --deploy-to staging
+    """
+    connection, stub, name = _open(server, app)
+    request = pb.CreateReleaseRequest(
+        app=name, tag=tag, description=description, deploy_to=deploy_to, request_id=new_request_id(), validate_only=dry_run
+    )
+    response = connection.call(stub.CreateRelease, request, DEPLOY_SECONDS)
+
+    def text() -> None:
+        release = response.release
+        click.echo(f"release {release.tag} of {name} {'would be' if dry_run else 'is'} {release.digest}, {release.size_bytes} bytes")
+        if response.HasField("rollout"):
+            tell_rollout(response.rollout, tag, deploy_to)
+
+    show(response, output, text)
+
+
+@command.command("list")
+@click.option("--limit", type=click.IntRange(1, 500), default=50, show_default=True, help="How many of the newest.")
+@server_options()
+@output_option
+def list_releases(limit: int, server: str | None, app: str | None, output: str) -> None:
+    """List the releases, newest first.
+
+    Example: pointsman --app shop release list
+    """
+    connection, stub, name = _open(server, app)
+    response = connection.call(stub.ListReleases, pb.ListReleasesRequest(app=name, page_size=limit))
+    rows = [
+        (
+            release.tag,
+            pb.Release.State.Name(release.state),
+            ", ".join(release.environments) or "-",
+            when(release.create_time),
+            release.created_by,
+            release.digest[7:19],
+            short(release.description),
+        )
+        for release in response.releases
+    ]
+    headings = ("TAG", "STATE", "ENVIRONMENTS", "CREATED (UTC)", "BY", "DIGEST", "DESCRIPTION")
+    show(response, output, lambda: table(headings, rows, f"App {name} has no release yet. Make one: pointsman release create TAG"))
+
+
+@command.command("show")
+@click.argument("tag")
+@server_options()
+@output_option
+def show_release(tag: str, server: str | None, app: str | None, output: str) -> None:
+    """Show release TAG with its whole config.
+
+    Example: pointsman --app shop release show v1.0.0
+    """
+    connection, stub, name = _open(server, app)
+    response = connection.call(stub.GetRelease, pb.GetReleaseRequest(app=name, tag=tag, view=pb.Release.FULL))
+
+    def text() -> None:
+        release = response.release
+        click.echo(f"# release {release.tag} of {name}: {pb.Release.State.Name(release.state)} {', '.join(release.environments)}".rstrip())
+        click.echo(f"# {release.digest}, {release.size_bytes} bytes, by {release.created_by} at {when(release.create_time)} UTC")
+        if release.description:
+            click.echo(f"# {short(release.description)}")
+        click.echo(yaml.safe_dump(plain(release.config), sort_keys=False, allow_unicode=True), nl=False)
+
+    show(response, output, text)
+
+
+@command.command("diff")
+@click.argument("from_release")
+@click.argument("to_release", default="")
+@server_options()
+@output_option
+def diff_releases(from_release: str, to_release: str, server: str | None, app: str | None, output: str) -> None:
+    """Tell what changed from one release to another, or to the draft when only one is named.
+
+    Example: pointsman --app shop release diff v1.0.0 v1.1.0
+    """
+    connection, stub, name = _open(server, app)
+    response = connection.call(stub.DiffReleases, pb.DiffReleasesRequest(app=name, from_release=from_release, to_release=to_release))
+
+    def text() -> None:
+        if not response.changes:
+            click.echo(f"no changes from {from_release} to {to_release or 'the draft'}")
+        for change in response.changes:
+            sign, colour = SIGNS[change.kind]
+            old, new = (_value(change, field) for field in ("old_value", "new_value"))
+            values = f"{old} -> {new}" if old and new else old or new
+            breaking = click.style(f"  BREAKING: {change.breaking_reason}", fg="red", bold=True) if change.breaking else ""
+            click.echo(click.style(f"{sign} {change.path}: {values}", fg=colour) + breaking)
+
+    show(response, output, text)
+
+
+def _value(change: pb.DiffReleasesResponse.Change, field: str) -> str:
+    values = plain(change)
+    return json.dumps(values[field], ensure_ascii=False) if field in values else ""
