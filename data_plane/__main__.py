@@ -16,11 +16,13 @@ from data_plane.disk import Disk
 from data_plane.gateway import Gateway
 from data_plane.holder import Holder
 from data_plane.http import HttpApp
+from data_plane.loading import Compiler
 from data_plane.rpc import GatewayStatusServicer, TriggerServicer
 from data_plane.secrets import Secrets
 from data_plane.status import Status
 from data_plane.steps.base import Clients
-from data_plane.sync import Me, Sync
+from data_plane.sync import Sync
+from data_plane.sync_stream import Me
 from pointsman.serving import GrpcServer, StartupError, run
 from pointsman.settings import settings_options
 from pointsman.v1 import trigger_pb2, trigger_pb2_grpc
@@ -33,7 +35,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Serves until stop is set; then drains: unready first, running triggers next, connections last."""
     async with contextlib.AsyncExitStack() as closing:
         disk = _open_disk(settings, closing)
-        holder = Holder(Secrets(settings.secrets_dir), _utc_now, disk)
+        holder = Holder(_utc_now)
+        compiler = Compiler(Secrets(settings.secrets_dir))
+        closing.callback(compiler.close)
         clients = Clients.open()
         closing.push_async_callback(clients.aclose)
         me = Me(
@@ -55,15 +59,16 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             if disk is not None:
                 disk.changed()
 
-        sync = Sync(holder, me, control_planes, on_flip=flipped)
+        sync = Sync(holder, me, control_planes, compiler, blobs=disk, on_flip=flipped)
         status = Status(holder, sync, me, control_plane=settings.control_plane, default_environment=settings.default_environment)
         gateway = Gateway(holder, clients, settings.gateway_id, settings.default_environment, settings.control_plane)
         trigger_pb2_grpc.add_TriggerServiceServicer_to_server(TriggerServicer(gateway), grpc_server.server)
         trigger_pb2_grpc.add_GatewayStatusServiceServicer_to_server(GatewayStatusServicer(status), grpc_server.server)
 
         if disk is not None:
-            await disk.load(holder)
+            await disk.load(holder, compiler)
             closing.push_async_callback(_cancelled, asyncio.create_task(disk.keep(holder), name="disk"))
+            closing.push_async_callback(_cancelled, asyncio.create_task(disk.warm(holder, compiler), name="warm"))
         services = [service.full_name for service in trigger_pb2.DESCRIPTOR.services_by_name.values()]
         await grpc_server.start(settings.listen, services, serving=holder.table.ready)
         closing.push_async_callback(grpc_server.stop, settings.drain_seconds)
@@ -86,8 +91,8 @@ def _open_disk(settings: Settings, closing: contextlib.AsyncExitStack) -> Disk |
     if settings.state_dir is None:
         log.info("no --state-dir: nothing is kept, and a restart needs the control plane")
         return None
-    disk = Disk(settings.state_dir, _utc_now)
-    closing.callback(disk.close)
+    disk = Disk(settings.state_dir, _utc_now, apps=settings.app, environments=settings.environment)
+    closing.push_async_callback(disk.close)
     return disk
 
 

@@ -1,104 +1,87 @@
-"""Gets releases ready and flips to them: the only writer of the table that triggers read.
+"""Owns what triggers read: the table, and every release that is compiled. Flips it, in one assignment.
 
-A flip to a release that is compiled already is one assignment, made where the message arrives. Everything else (fetch, verify,
-compile) happens before, beside the triggers: fetching once for each digest, compiling on a worker thread.
+A flip needs no waiting: everything that it needs has been compiled before (loading.py), or is known to be unusable here.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Protocol
 
 import structlog
 
-from data_plane.loaded import LoadedRelease, ReleaseUnusableError, compile_release
-from data_plane.secrets import Secrets
+from data_plane.loaded import LoadedRelease
 from data_plane.table import Active, Bound, Key, Rejected, Table
 from pointsman.errors import Behind
 
-Fetch = Callable[[str], Awaitable[bytes]]
-"""digest -> bytes. Raises ReleaseUnusableError when they are not to be had, and whatever the connection raises when it broke."""
-
-
-class Blobs(Protocol):
-    """Where snapshots are kept between two lives of the process."""
-
-    def read_blob(self, digest: str) -> bytes | None:
-        """The snapshot, if it is there and whole. May block."""
-
-    def write_blob(self, digest: str, data: bytes) -> None:
-        """Keeps a verified snapshot. May block; raises OSError."""
-
-
+# What was served before stays compiled, so that a rollback is a message, not a transfer.
 STANDBY_RELEASES = 3
 STANDBY_BYTES = 256 * 1024 * 1024
-PREPARED_RELEASES = 16
+# Compiled for a deploy that may come. Two of the largest DeployMany.
+PREPARED_RELEASES = 1000
+PREPARED_BYTES = 256 * 1024 * 1024
 
 log = structlog.get_logger()
 
 
-class Holder:
-    """Owns the table. `table` is replaced, never changed; whoever reads it once has one consistent view."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What a control plane told: the bindings to flip to, all at once.
 
-    def __init__(self, secrets: Secrets, clock: Callable[[], datetime], blobs: Blobs | None = None) -> None:
+    A binding with an empty release is gone. `unusable` has, by digest, why a release cannot be run here: the release before it goes
+    on. `complete`: a key that is not named is gone too.
+    """
+
+    revision: int
+    store_id: str
+    bindings: Sequence[Bound]
+    unusable: Mapping[str, str]
+    complete: bool = False
+
+
+class Holder:
+    """`table` and `held` are replaced, never changed; whoever reads one of them once has a consistent view."""
+
+    def __init__(self, clock: Callable[[], datetime]) -> None:
         self.table = Table()
-        self._blobs = blobs
-        self._secrets = secrets
+        self.held: Mapping[str, LoadedRelease] = {}
+        """Every compiled release, by digest: a flip to one of these needs no waiting."""
+        self.loading: set[str] = set()
+        """Digests on their way in: their copies on disk are in use."""
         self._clock = clock
-        # Compiled for a Prepare and not in the table yet, oldest first.
+        # Compiled and not in the table, oldest first.
         self._prepared: dict[str, LoadedRelease] = {}
-        self._loading: dict[str, asyncio.Task[LoadedRelease]] = {}
         self._flipped = asyncio.Event()
 
-    def held(self) -> dict[str, LoadedRelease]:
-        """Every compiled release, by digest: a flip to one of these needs no waiting."""
-        return {**self._prepared, **self.table.held()}
+    def keep(self, loaded: LoadedRelease) -> None:
+        """Holds a compiled release for a flip that may come. The oldest of those that wait go when they are too many or too large."""
+        self._prepared.pop(loaded.digest, None)
+        self._prepared[loaded.digest] = loaded
+        size = sum(known.size_bytes for known in self._prepared.values())
+        while len(self._prepared) > PREPARED_RELEASES or (size > PREPARED_BYTES and len(self._prepared) > 1):
+            oldest = next(iter(self._prepared))
+            size -= self._prepared.pop(oldest).size_bytes
+        self._set(self.table)
 
-    def wanted(self) -> set[str]:
-        """Digests that are held or being loaded."""
-        return {*self.held(), *self._loading}
-
-    async def prepare(self, wanted: Sequence[Bound], fetch: Fetch) -> list[Rejected]:
-        """Gets releases ready for a flip that may come; those that cannot be run here are told."""
-        rejected = []
-        for bound in wanted:
-            try:
-                self._prepared[bound.digest] = await self._get(bound.digest, fetch)
-            except ReleaseUnusableError as error:
-                rejected.append(Rejected(bound=bound, reason=_reason(bound, error)))
-        for digest in list(self._prepared)[:-PREPARED_RELEASES]:
-            del self._prepared[digest]
-        return rejected
-
-    async def apply(self, revision: int, bindings: Sequence[Bound], fetch: Fetch) -> None:
-        """Flips to the bindings, all at once, and moves the table to the revision.
-
-        A binding with an empty release is gone. One that cannot be run here is rejected: the release before it goes on. When the
-        connection breaks while fetching nothing is flipped, and the exception is passed on.
-        """
-        ready: dict[Key, LoadedRelease] = {}
-        rejected: dict[Key, Rejected] = {}
-        held = self.held()
-        for bound in bindings:
-            if not bound.release:
-                continue
-            try:
-                ready[bound.key] = held.get(bound.digest) or await self._get(bound.digest, fetch)
-            except ReleaseUnusableError as error:
-                rejected[bound.key] = Rejected(bound=bound, reason=_reason(bound, error))
-                log.warning("cannot serve a release", app=bound.app, environment=bound.environment, reason=str(error))
-        self._flip(_flipped(self.table, revision, bindings, ready, rejected, self._clock()))
+    def flip(self, change: Change) -> None:
+        """Serves the change from now on. Everything in it is held, or unusable."""
+        self._set(_changed(self.table, change, self.held, self._clock()))
+        self._flipped.set()
+        self._flipped = asyncio.Event()
 
     def restore(self, table: Table) -> None:
         """Starts from a table that was kept on disk."""
-        self._flip(table)
+        self._set(table)
 
-    def adopt(self, store_id: str) -> None:
-        """The table belongs to this store from now on."""
-        self.table = replace(self.table, store_id=store_id)
+    def add_standby(self, known: Active) -> None:
+        """A release that was served before the process started, compiled again; the oldest of its binding."""
+        key = known.bound.key
+        active, kept = self.table.active.get(key), self.table.standby.get(key, ())
+        if active is None or known.bound.digest in {active.bound.digest, *(other.bound.digest for other in kept)}:
+            return
+        self._set(replace(self.table, standby={**self.table.standby, key: (*kept, known)[:STANDBY_RELEASES]}))
 
     async def wait_for(self, revision: int, seconds: float) -> None:
         """Until the table has reached the revision, at most so long. Raises Behind."""
@@ -112,83 +95,85 @@ class Holder:
                 f"This gateway is at revision {has} and has not reached {revision} yet; try again.", asked=revision, has=has
             ) from None
 
-    async def compiled(self, digest: str, snapshot: bytes) -> LoadedRelease:
-        """Compiles on a worker thread. Raises ReleaseUnusableError."""
-        return await asyncio.to_thread(compile_release, digest, snapshot, self._secrets)
-
-    async def _get(self, digest: str, fetch: Fetch) -> LoadedRelease:
-        """The compiled release; fetched and compiled once, however many ask at the same time."""
-        found = self.held().get(digest)
-        if found is not None:
-            return found
-        task = self._loading.get(digest)
-        if task is None:
-            task = self._loading[digest] = asyncio.create_task(self._load(digest, fetch))
-            task.add_done_callback(lambda _: self._loading.pop(digest, None))
-        return await asyncio.shield(task)
-
-    async def _load(self, digest: str, fetch: Fetch) -> LoadedRelease:
-        """From disk if it is there, else fetched, and then kept on disk before anyone is told that it is ready."""
-        kept = await asyncio.to_thread(self._blobs.read_blob, digest) if self._blobs else None
-        data = await fetch(digest) if kept is None else kept
-        loaded = await self.compiled(digest, data)
-        if self._blobs and kept is None:
-            try:
-                await asyncio.to_thread(self._blobs.write_blob, digest, data)
-            except OSError as error:
-                log.warning("cannot keep a release on disk; a restart would fetch it again", digest=digest, problem=str(error))
-        return loaded
-
-    def _flip(self, table: Table) -> None:
+    def _set(self, table: Table) -> None:
         self.table = table
-        for digest in table.held():
-            self._prepared.pop(digest, None)
-        self._flipped.set()
-        self._flipped = asyncio.Event()
+        in_table = table.held()
+        for digest in in_table.keys() & self._prepared.keys():
+            del self._prepared[digest]
+        self.held = {**self._prepared, **in_table}
 
 
-def _reason(bound: Bound, error: ReleaseUnusableError) -> str:
-    return f"release {bound.release} of {bound.app} in {bound.environment}: {error}"
-
-
-def _flipped(
-    table: Table,
-    revision: int,
-    bindings: Sequence[Bound],
-    ready: Mapping[Key, LoadedRelease],
-    rejected: Mapping[Key, Rejected],
-    now: datetime,
-) -> Table:
-    """The table with the bindings set; what was active before is kept compiled, as far as the limits allow."""
-    active, standby, refused = dict(table.active), dict(table.standby), dict(table.rejected)
-    for bound in bindings:
+def _changed(table: Table, change: Change, held: Mapping[str, LoadedRelease], now: datetime) -> Table:
+    """The table with the change made; what was active before is kept compiled, as far as the limits allow."""
+    active, standby, rejected = dict(table.active), dict(table.standby), dict(table.rejected)
+    if change.complete:
+        for key in {*active, *rejected} - {bound.key for bound in change.bindings}:
+            _forget(key, active, standby, rejected)
+    for bound in change.bindings:
         key = bound.key
-        refused.pop(key, None)
-        if key in rejected:
-            refused[key] = rejected[key]
-            continue
-        before = active.pop(key, None)
-        if not bound.release:
-            standby.pop(key, None)
-            continue
-        active[key] = Active(bound=bound, loaded=ready[key], load_time=now)
-        if before is not None:
-            kept = [before, *(known for known in standby.get(key, ()) if known.bound.digest != before.bound.digest)]
-            standby[key] = tuple(known for known in kept if known.bound.digest != bound.digest)[:STANDBY_RELEASES]
-    _limit_bytes(standby)
-    return Table(revision=revision, store_id=table.store_id, synced=True, active=active, rejected=refused, standby=standby)
+        if bound.revision < table.told_revision(key):
+            log.error(
+                "an update is older than what was told before, and is not taken",
+                app=bound.app,
+                environment=bound.environment,
+                revision=bound.revision,
+                told=table.told_revision(key),
+            )
+        elif not bound.release:
+            _forget(key, active, standby, rejected)
+        elif bound.digest not in held:
+            reason = f"release {bound.release} of {bound.app} in {bound.environment}: {change.unusable[bound.digest]}"
+            log.warning("a release cannot be served here; the one before it goes on", reason=reason, serves=_serves(active.get(key)))
+            rejected[key] = Rejected(bound=bound, reason=reason)
+        else:
+            rejected.pop(key, None)
+            _activate(Active(bound=bound, loaded=held[bound.digest], load_time=now), active, standby)
+    _limit_bytes(standby, active)
+    revision = max(table.revision, change.revision)
+    return Table(revision=revision, store_id=change.store_id, synced=True, active=active, rejected=rejected, standby=standby)
 
 
-def _limit_bytes(standby: dict[Key, tuple[Active, ...]]) -> None:
-    """Drops the oldest ones when all together are larger than the limit."""
-    sizes = {known.loaded.digest: known.loaded.size_bytes for kept in standby.values() for known in kept}
+def _activate(new: Active, active: dict[Key, Active], standby: dict[Key, tuple[Active, ...]]) -> None:
+    key = new.bound.key
+    before = active.get(key)
+    if before is not None and before.bound == new.bound:
+        return
+    active[key] = new
+    if before is not None:
+        digests = {new.bound.digest, before.bound.digest}
+        kept = [known for known in (before,) if known.bound.digest != new.bound.digest]
+        kept += [known for known in standby.get(key, ()) if known.bound.digest not in digests]
+        standby[key] = tuple(kept[:STANDBY_RELEASES])
+
+
+def _forget(key: Key, active: dict[Key, Active], standby: dict[Key, tuple[Active, ...]], rejected: dict[Key, Rejected]) -> None:
+    active.pop(key, None)
+    standby.pop(key, None)
+    rejected.pop(key, None)
+
+
+def _serves(active: Active | None) -> str:
+    return active.bound.release if active else ""
+
+
+def _limit_bytes(standby: dict[Key, tuple[Active, ...]], active: Mapping[Key, Active]) -> None:
+    """Drops those that were loaded first until what only the standby holds is within the limit."""
+    serving = {known.loaded.digest for known in active.values()}
+    uses: dict[str, int] = {}
+    sizes: dict[str, int] = {}
+    for kept in standby.values():
+        for known in kept:
+            if known.loaded.digest not in serving:
+                uses[known.loaded.digest] = uses.get(known.loaded.digest, 0) + 1
+                sizes[known.loaded.digest] = known.loaded.size_bytes
     excess = sum(sizes.values()) - STANDBY_BYTES
     if excess <= 0:
         return
-    oldest_first = sorted(((known.load_time, key) for key, kept in standby.items() for known in kept), key=lambda item: item[0])
-    for _, key in oldest_first:
+    for known in sorted((known for kept in standby.values() for known in kept), key=lambda known: known.load_time):
         if excess <= 0:
             return
-        *kept, dropped = standby[key]
-        standby[key] = tuple(kept)
-        excess -= dropped.loaded.size_bytes
+        digest, key = known.loaded.digest, known.bound.key
+        if digest in uses:
+            standby[key] = tuple(other for other in standby[key] if other is not known)
+            uses[digest] -= 1
+            excess -= 0 if uses[digest] else sizes[digest]

@@ -9,7 +9,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from data_plane.holder import Holder
-from data_plane.sync import Me, Sync
+from data_plane.sync import Sync
+from data_plane.sync_stream import Me
 from data_plane.table import Active, Key, Rejected
 from pointsman.v1.trigger_pb2 import GetStatusResponse
 

@@ -62,6 +62,11 @@ class Table:
         """Whether something is served for everything that is bound."""
         return self.synced and all(key in self.active for key in self.rejected)
 
+    def told_revision(self, key: Key) -> int:
+        """At which the binding was set that was told last for the key, served or rejected; 0 when none is."""
+        rejected, active = self.rejected.get(key), self.active.get(key)
+        return max(rejected.bound.revision if rejected else 0, active.bound.revision if active else 0)
+
     def held(self) -> dict[str, LoadedRelease]:
         """Every compiled release of this table, by digest."""
         found = {active.loaded.digest: active.loaded for active in self.active.values()}

@@ -8,12 +8,15 @@ import pytest
 from google.protobuf import json_format
 
 from data_plane.gateway import Gateway
-from data_plane.holder import Holder
+from data_plane.holder import Change, Holder
 from data_plane.http import HttpApp
+from data_plane.loaded import compile_release
+from data_plane.loading import Compiler
 from data_plane.secrets import Secrets
 from data_plane.status import Status
 from data_plane.steps.base import Clients
-from data_plane.sync import Me, Sync
+from data_plane.sync import Sync
+from data_plane.sync_stream import Me
 from data_plane.table import Bound
 from pointsman.settings import Address
 from pointsman.v1.config_pb2 import AppConfig
@@ -51,12 +54,9 @@ class Door:
 
     async def bind(self, revision: int, *bindings: tuple[str, str, str], config: AppConfig) -> None:
         snapshot = config.SerializeToString(deterministic=True)
-
-        async def fetch(_digest: str) -> bytes:
-            return snapshot
-
+        self.holder.keep(compile_release(digest_of(snapshot), snapshot, Secrets(environment={})))
         bound = [Bound(app=a, environment=e, release=r, digest=digest_of(snapshot), revision=revision) for a, e, r in bindings]
-        await self.holder.apply(revision, bound, fetch)
+        self.holder.flip(Change(revision=revision, store_id="s", bindings=bound, unusable={}))
 
     async def refused(self, status: int, error: str, *arguments: object, **more: object) -> httpx2.Response:
         response = await self.http.request(*arguments, **more)
@@ -72,9 +72,11 @@ class Door:
 @pytest.fixture
 async def bare():
     async with ScriptedUpstream().running() as upstream:
-        clients, holder = Clients.open(), Holder(Secrets(environment={}), lambda: datetime.now(UTC))
+        clients, holder = Clients.open(), Holder(lambda: datetime.now(UTC))
         me = Me(gateway_id="g1", instance_id="i", version="1")
-        status = Status(holder, Sync(holder, me, []), me, control_plane="cp:7400", default_environment="production")
+        status = Status(
+            holder, Sync(holder, me, [], Compiler(Secrets(environment={}))), me, control_plane="cp:7400", default_environment="production"
+        )
         gateway = Gateway(holder, clients, "g1", "production", "cp:7400")
         server = HttpServer(HttpApp(gateway, status))
         await server.start(Address("127.0.0.1", 0))
