@@ -1,0 +1,119 @@
+"""pointsman dev: a control plane, a gateway and a sample app on this machine, until Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import click
+from click.testing import CliRunner
+
+from control_plane.cli.children import Child, ChildFailedError, running
+from control_plane.cli.sample import ORDERS_PORT, SAMPLE_APP, order_service, sample_text
+
+FIRST_RELEASE = "v1.0.0"
+
+
+@click.command()
+@click.option("--data-dir", type=click.Path(path_type=Path), default=Path(".pointsman"), show_default=True, help="Where state is kept.")
+@click.option("--app-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Your own app instead of the sample.")
+@click.option("--app", default=SAMPLE_APP, envvar="POINTSMAN_APP", show_default=True, help="The app's id.")
+@click.option("--control-plane-port", type=click.IntRange(0, 65535), default=7400, show_default=True, help="gRPC of the control plane.")
+@click.option("--control-plane-http-port", type=click.IntRange(0, 65535), default=7480, show_default=True, help="Its HTTP.")
+@click.option("--gateway-port", type=click.IntRange(0, 65535), default=7500, show_default=True, help="gRPC of the gateway.")
+@click.option("--gateway-http-port", type=click.IntRange(0, 65535), default=7580, show_default=True, help="Its HTTP.")
+@click.option("--orders-port", type=click.IntRange(0, 65535), default=ORDERS_PORT, show_default=True, help="The sample's order service.")
+def command(data_dir: Path, app_file: Path | None, app: str, **ports: int) -> None:
+    """Run a control plane, a gateway and a sample app, until Ctrl-C.
+
+    Example: pointsman dev --data-dir /tmp/try-pointsman
+    """
+    data_dir.mkdir(parents=True, exist_ok=True)
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    with contextlib.ExitStack() as stack:
+        try:
+            orders_port = stack.enter_context(order_service(ports["orders_port"]))
+            control_plane, gateway = _start(stack, data_dir, ports)
+        except (ChildFailedError, OSError) as error:
+            raise click.ClickException(str(error)) from error
+        _fill(control_plane, app, app_file.read_text() if app_file else sample_text(orders_port))
+        _tell(control_plane, gateway, app, sample=app_file is None)
+        died = _wait(ended, [control_plane, gateway])
+        if died is not None:
+            code = died.stop()
+            raise click.ClickException(f"{died.name} ended by itself (exit status {code}):\n{died.last_words}")
+        click.echo("stopping")
+
+
+def _start(stack: contextlib.ExitStack, data_dir: Path, ports: dict[str, int]) -> tuple[Child, Child]:
+    def addresses(what: str) -> list[str]:
+        return ["--listen", f"127.0.0.1:{ports[f'{what}_port']}", "--http", f"127.0.0.1:{ports[f'{what}_http_port']}"]
+
+    store = f"sqlite:///{data_dir / 'pointsman.db'}"
+    control_plane = stack.enter_context(running("the control plane", "control_plane", "--store", store, *addresses("control_plane")))
+    gateway = stack.enter_context(
+        running(
+            "the gateway",
+            "data_plane",
+            *("--control-plane", control_plane.grpc, "--gateway-id", "dev", "--state-dir", str(data_dir / "gateway")),
+            *addresses("gateway"),
+        )
+    )
+    return control_plane, gateway
+
+
+def _fill(control_plane: Child, app: str, config: str) -> None:
+    """On the first start: the app, its first release, live in staging and production. Later starts leave alone what is there."""
+    from control_plane.cli import main
+
+    def run(*arguments: str, stdin: str | None = None) -> Any:
+        environment = {"POINTSMAN_SERVER": control_plane.grpc, "POINTSMAN_APP": app}
+        return CliRunner().invoke(main, list(arguments), input=stdin, env=environment, prog_name="pointsman")
+
+    if run("release", "show", FIRST_RELEASE).exit_code == 0:
+        return
+    commands: list[tuple[tuple[str, ...], str | None]] = [
+        (("app", "push", "-"), config),
+        (("release", "create", FIRST_RELEASE, "--description", "The first one"), None),
+        (("deploy", FIRST_RELEASE, "--to", "staging"), None),
+        (("deploy", FIRST_RELEASE, "--to", "production"), None),
+    ]
+    for arguments, stdin in commands:
+        result = run(*arguments, stdin=stdin)
+        if result.exit_code:
+            raise click.ClickException(f"pointsman {' '.join(arguments)}: {result.output.strip()}")
+
+
+def _tell(control_plane: Child, gateway: Child, app: str, *, sample: bool) -> None:
+    click.echo(f"ready: dev grpc={control_plane.grpc} http={control_plane.http} gateway-grpc={gateway.grpc} gateway-http={gateway.http}")
+    trigger = "pointsman.v1.TriggerService/Trigger"
+    lines = [f"{app} {FIRST_RELEASE} was deployed to staging and production. Try it from another terminal:", ""]
+    if sample:
+        message = '{"message": "Where is order 1234?"}'
+        headers = "-H 'Content-Type: application/json' -H 'X-Environment: staging'"
+        request = f'{{"app": "{app}", "environment": "staging", "endpoint": "chat", "input": {message}}}'
+        lines += [
+            f"  curl -s -X POST http://{gateway.http}/v1/trigger/chat {headers} -d '{message}'",
+            f"  grpcurl -plaintext -d '{request}' {gateway.grpc} {trigger}",
+        ]
+    lines += [
+        f"  pointsman --help      # with POINTSMAN_SERVER={control_plane.grpc} POINTSMAN_GATEWAY={gateway.grpc} POINTSMAN_APP={app}",
+        f"  grpcurl -plaintext {control_plane.grpc} list",
+        "",
+        "Ctrl-C ends it.",
+    ]
+    click.echo("\n".join(lines))
+
+
+def _wait(ended: threading.Event, children: list[Child]) -> Child | None:
+    """Until Ctrl-C, or until a child ends: that one."""
+    while not ended.wait(0.2):
+        for child in children:
+            if child.process.poll() is not None:
+                return child
+    return None
