@@ -189,3 +189,10 @@ def start_gateway(
     defaults = ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--control-plane", control_plane]
     defaults += ["--gateway-id", gateway_id, "--state-dir", str(folder / gateway_id)]
     return _running(_command("gateway", *defaults, *flags), environment)
+
+
+def start_dev(folder: Path, **environment: str) -> contextlib.AbstractAsyncContextManager[Server]:
+    """`pointsman dev` on free ports; `grpc` and `http` are the control plane's."""
+    ports = ["control-plane-port", "control-plane-http-port", "gateway-port", "gateway-http-port", "orders-port"]
+    flags = [argument for port in ports for argument in (f"--{port}", "0")]
+    return _running(_command("dev", "--data-dir", str(folder / "dev"), *flags), environment)
