@@ -7,6 +7,7 @@ else as INTERNAL with a request id under which the log has the traceback.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
 import sys
@@ -253,6 +254,15 @@ def check_free(listen: Address) -> None:
         raise StartupError(f"cannot listen on {listen}: {why}; stop what uses it, or choose another address") from error
 
 
+class _Reflection(ReflectionServicer):
+    """Also finds the file of a method, which the pool does not: `grpcurl describe SERVICE.METHOD` asks for one."""
+
+    def _file_containing_symbol(self, request: Any, fully_qualified_name: str) -> Any:
+        with contextlib.suppress(KeyError):
+            fully_qualified_name = descriptor_pool.Default().FindMethodByName(fully_qualified_name).containing_service.full_name
+        return super()._file_containing_symbol(request, fully_qualified_name)  # type: ignore[misc]  # its stubs leave it out
+
+
 def _add_reflection(server: grpc.aio.Server, services: Sequence[str]) -> None:
     """Serves reflection as v1alpha and as v1, which are the same but for the name; grpcio has v1alpha only (grpc/grpc#38576)."""
     old = reflection_pb2.DESCRIPTOR
@@ -262,7 +272,7 @@ def _add_reflection(server: grpc.aio.Server, services: Sequence[str]) -> None:
     text = text.replace("grpc.reflection.v1alpha", "grpc.reflection.v1").replace("reflection/v1alpha/", "reflection/v1/")
     descriptor_pool.Default().AddSerializedFile(text_format.Parse(text, descriptor_pb2.FileDescriptorProto()).SerializeToString())
     name = "grpc.reflection.v1.ServerReflection"
-    servicer: Any = ReflectionServicer([*services, reflection.SERVICE_NAME, name])
+    servicer: Any = _Reflection([*services, reflection.SERVICE_NAME, name])
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]  # its stubs say no types
     handler = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,
