@@ -180,6 +180,9 @@ class _Demo:
             response = urllib.request.urlopen(request, timeout=10)  # noqa: S310 -- our own gateway
         except urllib.error.HTTPError as error:
             response = error
+        except urllib.error.URLError as error:
+            self._gateways[0].stop()
+            raise DemoFailedError(f"{url}: {error.reason}; the gateway's last words:\n{self._gateways[0].last_words}") from error
         with response:
             body = json.loads(response.read())
             answered = Answered(response.status, response.headers.get("X-Release", ""), body, (time.monotonic() - started) * 1000)

@@ -19,6 +19,7 @@ from pointsman.settings import Address
 
 GRACEFUL_SHUTDOWN_SECONDS = 10
 KEEP_ALIVE_SECONDS = 75
+BACKLOG = 2048
 
 
 def error_body(error: PointsmanError) -> bytes:
@@ -102,5 +103,7 @@ def _bind(listen: Address, *, reuse_port: bool) -> socket.socket:
     if reuse_port:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     sock.bind(address)
+    # Now, and not when uvicorn gets to it: whoever reads the ready line connects at once.
+    sock.listen(BACKLOG)
     sock.setblocking(False)
     return sock
