@@ -29,6 +29,8 @@ WELCOME_SECONDS = 10.0
 HEARTBEAT_SECONDS = (0.05, 60.0)
 # A control plane that says nothing for so many of its heartbeats is gone, whatever TCP believes.
 SILENT_HEARTBEATS = 3
+# So long the rest of an Update waits for bytes that do not come; it then takes effect without them, and they when they are here.
+PATIENCE_SECONDS = 10.0
 # Much longer than any control plane waits for the answer.
 PREPARE_SECONDS = 60.0
 
@@ -103,6 +105,8 @@ class Stream:
         self._complete = False
         self._unusable: dict[str, str] = {}
         self._awaited: set[str] = set()
+        self._late: set[str] = set()
+        self._patience: asyncio.TimerHandle | None = None
         self._preparing: Counter[str] = Counter()
 
     async def run(self) -> None:
@@ -127,6 +131,7 @@ class Stream:
             self._raise_if_moved()
             raise
         finally:
+            self._stop_waiting()
             for task in self._tasks:
                 task.cancel()
             self._call.cancel()
@@ -237,13 +242,16 @@ class Stream:
     def _flip_or_load(self) -> None:
         """Flips to all that was told, or loads what is missing for it and gives up what is not needed any more."""
         needed = {bound.digest for bound in self._pending.values() if bound.release}
-        wanted = needed | {digest for digest, count in self._preparing.items() if count > 0}
+        self._late &= {rejected.bound.digest for rejected in self._holder.table.rejected.values()}
+        wanted = needed | self._late | {digest for digest, count in self._preparing.items() if count > 0}
         self._loader.keep_only(wanted)
         self._awaited &= wanted
         missing = needed - self._holder.held.keys() - self._unusable.keys()
         for digest in missing - self._awaited:
             self._awaited.add(digest)
             self._start(self._load(digest))
+        if missing and self._patience is None:
+            self._patience = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._go_on_without)
         if not missing and self._pending_revision is not None:
             self._flip(self._pending_revision)
 
@@ -254,9 +262,32 @@ class Stream:
             self._awaited.discard(digest)
         if cause:
             self._unusable[digest] = cause
+        else:
+            self._unusable.pop(digest, None)
+        if digest in self._late:
+            self._late.discard(digest)
+            for rejected in self._holder.table.rejected.values():
+                if rejected.bound.digest == digest:
+                    self._pending.setdefault(rejected.bound.key, rejected.bound)
+            self._pending_revision = max(self._holder.table.revision, self._pending_revision or 0)
         self._flip_or_load()
 
+    def _go_on_without(self) -> None:
+        """What was told takes effect but for the bytes that do not come; they are rejected until they do."""
+        self._patience = None
+        for digest in self._awaited & {bound.digest for bound in self._pending.values()}:
+            self._unusable[digest] = f"its bytes have not come within {PATIENCE_SECONDS:g} s; they are still being fetched"
+        late = set(self._unusable) & self._awaited
+        self._flip_or_load()
+        self._late |= late
+
+    def _stop_waiting(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
     def _flip(self, revision: int) -> None:
+        self._stop_waiting()
         bindings = list(self._pending.values())
         self._holder.flip(
             Change(revision=revision, store_id=self._store_id, bindings=bindings, unusable=self._unusable, complete=self._complete)
