@@ -46,6 +46,19 @@ async def test_the_shell_lines_work_when_pasted_in_order(tmp_path, grpcurl, curl
         assert await dev.stop() == 0
 
 
+def without_chance(text: str) -> list[str]:
+    """The lines, with the numbers that differ from run to run left out."""
+    return [re.sub(r"127\.0\.0\.1:\d+|\d+ ms|\d+\.\d+ s\b", "#", line) for line in text.splitlines()]
+
+
+async def test_the_output_shown_is_what_the_demo_prints():
+    (shown,) = blocks("README.md", "text")
+    done = await run(BIN / "pointsman", "demo", timeout_seconds=60)
+    assert done.code == 0, done.stdout + done.stderr
+    printed = without_chance(done.stdout)
+    assert [line for line in without_chance(shown) if line not in ("", "...") and line not in printed] == []
+
+
 async def test_the_example_app_of_the_pipeline_reference_runs(stack):
     (example,) = blocks("data_plane/README.md", "yaml")
     app = await stack.plane.create_app(v1=yaml.safe_load(example))
