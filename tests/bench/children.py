@@ -1,0 +1,48 @@
+"""Child processes of benchmarks: peers and load generators, stopped by their own pid."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator
+
+from tests.processes import ROOT, clean_environment
+
+START_SECONDS = 60.0
+
+
+@contextlib.asynccontextmanager
+async def child(*command: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A process that is killed at the end; its stdin and stdout are pipes."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        env=clean_environment(),
+        cwd=ROOT,
+        limit=16 * 1024 * 1024,
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def line(process: asyncio.subprocess.Process, seconds: float = START_SECONDS) -> str:
+    """The next line that it prints. Raises RuntimeError when it ends instead."""
+    assert process.stdout is not None
+    async with asyncio.timeout(seconds):
+        found = (await process.stdout.readline()).decode().strip()
+    if not found:
+        raise RuntimeError("a child of the benchmark ended early; its error is above")
+    return found
+
+
+@contextlib.asynccontextmanager
+async def bare_server(payload_bytes: int) -> AsyncIterator[str]:
+    """The address of tests.bench.bare_server."""
+    async with child(sys.executable, "-m", "tests.bench.bare_server", str(payload_bytes)) as process:
+        yield f"127.0.0.1:{await line(process)}"

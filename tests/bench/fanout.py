@@ -1,0 +1,170 @@
+"""From one change to the last of N streams, each on its own connection, from other processes: beside etcd and a bare grpc.aio fan-out.
+
+Also the control plane's memory for each connected gateway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import grpc
+
+from tests.bench import etcd
+from tests.bench.children import bare_server, child, line
+from tests.bench.deploys import alternating, prepared
+from tests.bench.table import Row, milliseconds
+from tests.processes import start_control_plane
+
+COUNTS = (1, 10, 100, 1000)
+ROUNDS = 15
+CLIENT_PROCESSES = 2
+PAYLOAD_BYTES = 250
+KIB = 1024
+
+
+class Streams:
+    """N open streams, spread over client processes."""
+
+    def __init__(self, processes: list[asyncio.subprocess.Process]) -> None:
+        self._processes = processes
+        self._round = 0
+
+    async def measure(self, fire: Callable[[], Awaitable[object]]) -> tuple[float, float]:
+        """Seconds from the call to the last receipt, and from the first receipt to the last."""
+        self._round += 1
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.write(f"{self._round}\n".encode())
+            await process.stdin.drain()
+        started = time.monotonic()
+        firing = asyncio.ensure_future(fire())
+        lines = await asyncio.gather(*(line(process) for process in self._processes))
+        await firing
+        moments = [float(text) for found in lines for text in found.split()]
+        return max(moments) - started, max(moments) - min(moments)
+
+
+@asynccontextmanager
+async def streams(kind: str, address: str, count: int) -> AsyncIterator[Streams]:
+    """Opens them, and waits until all are in sync."""
+    async with AsyncExitStack() as stack:
+        processes = []
+        each = max(1, count // CLIENT_PROCESSES)
+        for first in range(0, count, each):
+            command = (sys.executable, "-m", "tests.bench.fanout_client", kind, address, str(min(each, count - first)), str(first))
+            processes.append(await stack.enter_async_context(child(*command)))
+        await asyncio.gather(*(line(process) for process in processes))
+        yield Streams(processes)
+
+
+@asynccontextmanager
+async def etcd_server(folder: Path) -> AsyncIterator[str]:
+    """A single etcd on loopback."""
+    ports = []
+    for _ in range(2):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            ports.append(probe.getsockname()[1])
+    client, peer = (f"http://127.0.0.1:{port}" for port in ports)
+    flags = ("--data-dir", str(folder / "etcd"), "--listen-client-urls", client, "--advertise-client-urls", client)
+    more = (
+        "--listen-peer-urls",
+        peer,
+        "--initial-advertise-peer-urls",
+        peer,
+        "--initial-cluster",
+        f"default={peer}",
+        "--log-level",
+        "error",
+    )
+    async with child("etcd", *flags, *more):
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{ports[0]}") as channel:
+            await asyncio.wait_for(channel.channel_ready(), 20)
+        yield f"127.0.0.1:{ports[0]}"
+
+
+def memory_bytes(pid: int) -> int:
+    """Resident memory of a process."""
+    fields = Path(f"/proc/{pid}/statm").read_text().split()
+    return int(fields[1]) * 4 * KIB
+
+
+async def rows() -> list[Row]:
+    """Each count: ours and the peers, in alternating rounds."""
+    found: list[Row] = []
+    with tempfile.TemporaryDirectory() as name:
+        for count in COUNTS:
+            found += await _rows_of(count, Path(name) / str(count))
+    return found
+
+
+async def _rows_of(count: int, folder: Path) -> list[Row]:
+    folder.mkdir()
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        plane = await enter(start_control_plane(folder))
+        stub = await enter(prepared(plane.grpc))
+        bare = await enter(bare_server(PAYLOAD_BYTES))
+        fire = (await enter(grpc.aio.insecure_channel(bare))).unary_unary("/bench.Bare/Fire")
+        peers: dict[str, tuple[Streams, Callable[[int], Awaitable[object]]]] = {}
+        peers["bare"] = await enter(streams("bare", bare, count)), lambda _number: fire(b"")
+        if shutil.which("etcd"):
+            address = await enter(etcd_server(folder))
+            put = (await enter(grpc.aio.insecure_channel(address))).unary_unary(etcd.PUT)
+            value = b"x" * PAYLOAD_BYTES
+            peers["etcd"] = await enter(streams("etcd", address, count)), lambda _number: put(etcd.put_request(b"bench", value))
+        async with streams("pointsman", plane.grpc, count) as watchers:
+            peers["watch"] = watchers, lambda number: stub.Deploy(alternating(number))
+            seconds = await _alternate(peers)
+        del peers["watch"]
+        before = memory_bytes(plane.pid)
+        async with streams("gateway", plane.grpc, count) as gateways:
+            each = (memory_bytes(plane.pid) - before) / count
+            peers["gateway"] = gateways, lambda number: stub.Deploy(alternating(number + 1))
+            seconds_gateways = await _alternate(peers)
+    return _told(count, seconds, seconds_gateways, each)
+
+
+async def _alternate(peers: dict[str, tuple[Streams, Callable[[int], Awaitable[object]]]]) -> dict[str, list[tuple[float, float]]]:
+    seconds: dict[str, list[tuple[float, float]]] = {kind: [] for kind in peers}
+    for number in range(ROUNDS + 2):
+        for kind, (open_streams, fire) in peers.items():
+            seconds[kind].append(await open_streams.measure(lambda fire=fire, number=number: fire(number)))
+    # The first two warm connections, caches and, with gateways, what they hold.
+    return {kind: measured[2:] for kind, measured in seconds.items()}
+
+
+def _told(
+    count: int, watch: dict[str, list[tuple[float, float]]], gateway: dict[str, list[tuple[float, float]]], each_bytes: float
+) -> list[Row]:
+    def last(measured: list[tuple[float, float]]) -> float:
+        return statistics.median(seconds for seconds, _ in measured)
+
+    def row(what: str, ours: list[tuple[float, float]], peer: str, theirs: list[tuple[float, float]], bound: str) -> Row:
+        ratio = last(ours) / last(theirs)
+        skew = statistics.median(skew for _, skew in ours)
+        return Row(
+            f"{count} {what}, skew {milliseconds(skew)}",
+            milliseconds(last(ours)),
+            f"{peer} {milliseconds(last(theirs))}",
+            f"{ratio:.2f}",
+            bound,
+        )
+
+    found = []
+    if "etcd" in watch:
+        found.append(row("watchers: Deploy to the last receipt", watch["watch"], "etcd put", watch["etcd"], "at most 1.3"))
+    found.append(row("watchers: Deploy to the last receipt", watch["watch"], "bare fan-out", watch["bare"], ""))
+    found.append(row("gateways: Deploy to the last flip", gateway["gateway"], "bare fan-out", gateway["bare"], "at most 2.0"))
+    if count >= 100:
+        found.append(Row(f"{count} gateways: control-plane memory for each", f"{each_bytes / KIB:.0f} KiB", bound="at most 60 KB"))
+    return found
