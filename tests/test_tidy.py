@@ -16,6 +16,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("control_plane", "data_plane", "proto/pointsman", "tests")
 MAX_MODULE_LINES = 400
+# A flat list of cases over one set of fixtures reads well for longer.
+MAX_TEST_MODULE_LINES = 500
 MAX_FUNCTION_LINES = 70
 
 GRPC = {"grpc", "grpc_health", "grpc_reflection", "grpc_status"}
@@ -91,7 +93,8 @@ def wrong_imports(path: str, source: str) -> list[str]:
 def too_long(path: str, source: str) -> list[str]:
     """Complaints about modules and functions that should be divided."""
     lines = source.count("\n")
-    complaints = [f"{path} has {lines} lines; at most {MAX_MODULE_LINES}"] if lines > MAX_MODULE_LINES else []
+    limit = MAX_TEST_MODULE_LINES if path.startswith("tests/test_") else MAX_MODULE_LINES
+    complaints = [f"{path} has {lines} lines; at most {limit}"] if lines > limit else []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
