@@ -71,10 +71,10 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             closing.push_async_callback(_cancelled, asyncio.create_task(disk.warm(holder, compiler), name="warm"))
         services = [service.full_name for service in trigger_pb2.DESCRIPTOR.services_by_name.values()]
         await grpc_server.start(settings.listen, services, serving=holder.table.ready)
-        closing.push_async_callback(grpc_server.stop, settings.drain_seconds)
+        closing.push_async_callback(grpc_server.stop, 0)
         http_server = HttpServer(HttpApp(gateway, status))
         await http_server.start(settings.http)
-        closing.push_async_callback(http_server.stop)
+        closing.push_async_callback(http_server.stop, 0)
         closing.push_async_callback(_cancelled, asyncio.create_task(sync.run(), name="sync"))
 
         click.echo(f"ready: gateway grpc={grpc_server.address} http={http_server.address}")
@@ -82,9 +82,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         gateway.unready = True
         await grpc_server.drain()
         await asyncio.sleep(settings.drain_delay_seconds)
-        gateway.draining = True
-        if not await gateway.drained(settings.drain_seconds):
-            log.warning("triggers were still running and are cut off", seconds=settings.drain_seconds)
+        log.info("stopping", running=gateway.in_flight, at_most_seconds=settings.drain_seconds)
+        # Both at once: no new connections and calls from here on, and what runs is finished.
+        await asyncio.gather(grpc_server.stop(settings.drain_seconds), http_server.stop(settings.drain_seconds))
 
 
 def _open_disk(settings: Settings, closing: contextlib.AsyncExitStack) -> Disk | None:

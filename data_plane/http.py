@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any
+from typing import Any, Self
 from urllib.parse import parse_qs
 
 import msgspec
 import structlog
 from google.protobuf import json_format
 
-from data_plane.gateway import Answer, Asked, Gateway
+from data_plane.gateway import Answer, Gateway
+from data_plane.lookup import Asked
 from data_plane.status import Status
-from pointsman.errors import EndpointNotFound, Internal, InvalidField, InvalidInput, NotSynced, PointsmanError, TooLarge, Violation
+from pointsman.errors import (
+    EndpointNotFound,
+    Internal,
+    InvalidField,
+    InvalidInput,
+    NotSynced,
+    PointsmanError,
+    ShuttingDown,
+    TooLarge,
+    Violation,
+)
 from pointsman.values import decode_json
 from pointsman.web import error_body, error_headers
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 TRIGGER_PREFIX = "/v1/trigger/"
 JSON_HEADERS = [(b"content-type", b"application/json")]
+# A trigger that takes longer than this is watched for a caller who hangs up; a quicker one is over before it would matter.
+WATCH_AFTER_SECONDS = 0.05
+ERROR_HEADERS = {
+    b"x-execution-id": "execution_id",
+    b"x-app": "app",
+    b"x-environment": "environment",
+    b"x-release": "release",
+    b"x-release-digest": "digest",
+    b"x-revision": "revision",
+}
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -28,6 +50,10 @@ Headers = list[tuple[bytes, bytes]]
 
 log = structlog.get_logger()
 _encode = msgspec.json.Encoder().encode
+
+
+class _HungUpError(Exception):
+    """The caller is gone: there is nobody to answer."""
 
 
 class HttpApp:
@@ -52,6 +78,8 @@ class HttpApp:
                 status, headers, body = 200, self._headers(answer), _encode(answer.output)
             else:
                 status, headers, body = self._page(path, scope["method"])
+        except _HungUpError:
+            return
         except PointsmanError as error:
             status, headers, body = error.http_status, [*error_headers(error), *self._about(error)], error_body(error)
         except Exception:
@@ -67,17 +95,22 @@ class HttpApp:
         headers = _Headers(scope["headers"])
         method: str = scope["method"]
         given = _query(scope["query_string"]) if method == "GET" else _body(await _read(receive, headers))
-        return await self._gateway.trigger(
-            Asked(
-                endpoint=endpoint,
-                input=given,
-                method=method,
-                app=headers.text("x-app"),
-                environment=headers.text("x-environment"),
-                release=headers.text("x-release"),
-                min_revision=headers.integer("x-min-revision"),
-            )
+        asked = Asked(
+            endpoint=endpoint,
+            input=given,
+            method=method,
+            app=headers.text("x-app"),
+            environment=headers.text("x-environment"),
+            release=headers.text("x-release"),
+            min_revision=headers.integer("x-min-revision"),
         )
+        with _Watch(receive) as watch:
+            try:
+                return await self._gateway.trigger(asked)
+            except asyncio.CancelledError:
+                if watch.hung_up:
+                    raise _HungUpError from None
+                raise
 
     def _headers(self, answer: Answer) -> Headers:
         bound = answer.active.bound
@@ -93,12 +126,13 @@ class HttpApp:
         ]
 
     def _about(self, error: PointsmanError) -> Headers:
-        """What is known of a trigger that was refused or failed."""
+        """What is known of a trigger that was refused or failed. What did not run is not named as if it had."""
         headers = [(b"x-gateway", self._gateway.gateway_id.encode())]
-        for key in ("execution_id", "app", "environment", "release"):
+        ran = "digest" in error.metadata
+        for header, key in ERROR_HEADERS.items():
             value = error.metadata.get(key, "")
-            if value.isascii() and value.isprintable() and value:
-                headers.append((f"x-{key.replace('_', '-')}".encode(), value.encode()))
+            if value.isascii() and value.isprintable() and value and (ran or key == "execution_id"):
+                headers.append((header, value.encode()))
         if isinstance(error, EndpointNotFound) and "method" in error.metadata:
             headers.append((b"allow", error.metadata["method"].encode()))
         return headers
@@ -116,9 +150,11 @@ class HttpApp:
         return page()
 
     def _readyz(self) -> tuple[int, Headers, bytes]:
-        if self._gateway.unready or not self._status.ready:
-            why = "it is shutting down" if self._gateway.unready else "it does not hold what it shall serve yet"
-            raise NotSynced(f"Gateway {self._gateway.gateway_id!r} is not ready: {why}.", gateway_id=self._gateway.gateway_id)
+        gateway_id = self._gateway.gateway_id
+        if self._gateway.unready:
+            raise ShuttingDown(f"Gateway {gateway_id!r} is shutting down; another will answer.", gateway_id=gateway_id)
+        if not self._status.ready:
+            raise NotSynced(f"Gateway {gateway_id!r} is not ready: it does not hold what it shall serve yet.", gateway_id=gateway_id)
         return 200, [(b"content-type", b"text/plain")], b"ready\n"
 
     def _describe(self) -> tuple[int, Headers, bytes]:
@@ -126,6 +162,34 @@ class HttpApp:
             self._status.describe(), preserving_proto_field_name=True, always_print_fields_with_no_presence=True
         )
         return 200, list(JSON_HEADERS), _encode(message)
+
+
+class _Watch:
+    """Cancels the task that is inside it when the caller hangs up. `hung_up` tells that from other cancellations."""
+
+    def __init__(self, receive: Receive) -> None:
+        self.hung_up = False
+        self._receive = receive
+        self._watching: asyncio.Task[None] | None = None
+
+    def __enter__(self) -> Self:
+        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_SECONDS, self._start, asyncio.current_task())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
+
+    def _start(self, running: asyncio.Task[Any] | None) -> None:
+        assert running is not None, "requests run in tasks"
+        self._watching = asyncio.create_task(self._watch(running))
+
+    async def _watch(self, running: asyncio.Task[Any]) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.hung_up = True
+        running.cancel()
 
 
 class _Headers:
@@ -148,22 +212,21 @@ class _Headers:
 
 
 async def _read(receive: Receive, headers: _Headers) -> bytes:
-    """The whole body. Raises TooLarge, before reading it when its length is told."""
+    """The whole body. Raises TooLarge, before reading it when its length is told, and _HungUpError when it does not come whole."""
     told = headers.text("content-length")
     if told.isdecimal() and int(told) > MAX_BODY_BYTES:
         raise TooLarge("The body", limit=MAX_BODY_BYTES, given=int(told))
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    if not message.get("more_body"):
-        return body
-    parts, size = [body], len(body)
-    while message.get("more_body"):
+    parts, size = [], 0
+    while True:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _HungUpError
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > MAX_BODY_BYTES:
             raise TooLarge("The body", limit=MAX_BODY_BYTES, given=f"more than {MAX_BODY_BYTES}")
-    return b"".join(parts)
+        if not message.get("more_body"):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _body(body: bytes) -> Any:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import grpc.aio
 
-from data_plane.gateway import Asked, Gateway
+from data_plane.gateway import Gateway
 from data_plane.http import MAX_BODY_BYTES
+from data_plane.lookup import Asked
 from data_plane.status import Status
 from pointsman.errors import InvalidInput, TooLarge, Violation
 from pointsman.v1 import trigger_pb2 as pb

@@ -178,11 +178,20 @@ class NoReleaseDeployed(_NotFound):
 
     reason, resource_type = Reason.NO_RELEASE_DEPLOYED, "binding"
 
-    def __init__(self, app: str, environment: str) -> None:
+    def __init__(self, app: str, environment: str, *, bound: Iterable[tuple[str, str]] = ()) -> None:
+        """`bound`: (app, environment) of what is bound, to name what looks alike."""
+        environments: dict[str, list[str]] = {}
+        for known_app, known_environment in bound:
+            environments.setdefault(known_app, []).append(known_environment)
+        known = environments.get(app, environments)
+        alike = near(environment if app in environments else app, known)
+        remedy = did_you_mean(environment if app in environments else app, known)
         super().__init__(
-            f"App {app!r} has no release deployed to {environment!r}. Deploy one: `pointsman deploy TAG --to {environment} --app {app}`.",
+            f"App {app!r} has no release deployed to {environment!r}.{remedy} "
+            f"Deploy one: `pointsman deploy TAG --to {environment} --app {app}`.",
             app=app,
             environment=environment,
+            near=alike,
         )
 
 

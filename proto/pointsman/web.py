@@ -89,8 +89,9 @@ class HttpServer:
         self.address = Address(listen.host, sock.getsockname()[1])
         self._task = asyncio.create_task(self._server.serve(sockets=[sock]), name="http server")
 
-    async def stop(self) -> None:
-        """Takes no new requests, lets running ones finish, then closes."""
+    async def stop(self, grace_seconds: float = GRACEFUL_SHUTDOWN_SECONDS) -> None:
+        """Takes no new requests, lets running ones finish within the grace, then closes."""
+        self._config.timeout_graceful_shutdown = math.ceil(grace_seconds)
         if self._task is not None:
             self._server.should_exit = True
             await self._task

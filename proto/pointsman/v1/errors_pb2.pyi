@@ -60,7 +60,7 @@ class Error(_message.Message):
         TOKEN_NOT_FOUND: Error._Reason.ValueType  # 10
         """NOT_FOUND, 404. Metadata: token_id."""
         NO_RELEASE_DEPLOYED: Error._Reason.ValueType  # 11
-        """NOT_FOUND, 404. Nothing is bound there; deploy a release. Metadata: app, environment."""
+        """NOT_FOUND, 404. Nothing is bound there; deploy a release. Metadata: app, environment, near (what is bound and looks alike)."""
         RELEASE_CONFLICT: Error._Reason.ValueType  # 12
         """ALREADY_EXISTS, 409. The tag is taken by other content; choose another. Metadata: app, tag, digest (asked), existing_digest."""
         APP_EXISTS: Error._Reason.ValueType  # 13
@@ -128,7 +128,7 @@ class Error(_message.Message):
     TOKEN_NOT_FOUND: Error.Reason.ValueType  # 10
     """NOT_FOUND, 404. Metadata: token_id."""
     NO_RELEASE_DEPLOYED: Error.Reason.ValueType  # 11
-    """NOT_FOUND, 404. Nothing is bound there; deploy a release. Metadata: app, environment."""
+    """NOT_FOUND, 404. Nothing is bound there; deploy a release. Metadata: app, environment, near (what is bound and looks alike)."""
     RELEASE_CONFLICT: Error.Reason.ValueType  # 12
     """ALREADY_EXISTS, 409. The tag is taken by other content; choose another. Metadata: app, tag, digest (asked), existing_digest."""
     APP_EXISTS: Error.Reason.ValueType  # 13

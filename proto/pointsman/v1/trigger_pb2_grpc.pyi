@@ -35,8 +35,9 @@ class TriggerServiceStub:
     def __new__(cls, channel: _aio.Channel) -> TriggerServiceAsyncStub: ...
     Trigger: _grpc.UnaryUnaryMultiCallable[_trigger_pb2.TriggerRequest, _trigger_pb2.TriggerResponse]
     """Runs one endpoint on the release that is bound when the trigger starts, wholly and only on that one.
-    Errors: INVALID_FIELD, INVALID_INPUT, APP_NOT_FOUND, ENVIRONMENT_NOT_FOUND, ENDPOINT_NOT_FOUND, NO_RELEASE_DEPLOYED, RELEASE_NOT_LOADED,
-    BEHIND, NOT_SYNCED, TOO_MANY, STEP_FAILED, STEP_TIMEOUT, SHUTTING_DOWN.
+    Errors: INVALID_FIELD, INVALID_INPUT, ENDPOINT_NOT_FOUND, NO_RELEASE_DEPLOYED, RELEASE_NOT_LOADED,
+    BEHIND, NOT_SYNCED, TOO_LARGE, TOO_MANY, STEP_FAILED, STEP_TIMEOUT. Their metadata have execution_id and gateway_id too, and once a
+    release was found its app, environment, release, digest and revision.
     """
 
 @_typing.type_check_only
@@ -46,8 +47,9 @@ class TriggerServiceAsyncStub(TriggerServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Trigger: _aio.UnaryUnaryMultiCallable[_trigger_pb2.TriggerRequest, _trigger_pb2.TriggerResponse]  # type: ignore[assignment]
     """Runs one endpoint on the release that is bound when the trigger starts, wholly and only on that one.
-    Errors: INVALID_FIELD, INVALID_INPUT, APP_NOT_FOUND, ENVIRONMENT_NOT_FOUND, ENDPOINT_NOT_FOUND, NO_RELEASE_DEPLOYED, RELEASE_NOT_LOADED,
-    BEHIND, NOT_SYNCED, TOO_MANY, STEP_FAILED, STEP_TIMEOUT, SHUTTING_DOWN.
+    Errors: INVALID_FIELD, INVALID_INPUT, ENDPOINT_NOT_FOUND, NO_RELEASE_DEPLOYED, RELEASE_NOT_LOADED,
+    BEHIND, NOT_SYNCED, TOO_LARGE, TOO_MANY, STEP_FAILED, STEP_TIMEOUT. Their metadata have execution_id and gateway_id too, and once a
+    release was found its app, environment, release, digest and revision.
     """
 
 class TriggerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -60,8 +62,9 @@ class TriggerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_trigger_pb2.TriggerResponse, _abc.Awaitable[_trigger_pb2.TriggerResponse]]:
         """Runs one endpoint on the release that is bound when the trigger starts, wholly and only on that one.
-        Errors: INVALID_FIELD, INVALID_INPUT, APP_NOT_FOUND, ENVIRONMENT_NOT_FOUND, ENDPOINT_NOT_FOUND, NO_RELEASE_DEPLOYED, RELEASE_NOT_LOADED,
-        BEHIND, NOT_SYNCED, TOO_MANY, STEP_FAILED, STEP_TIMEOUT, SHUTTING_DOWN.
+        Errors: INVALID_FIELD, INVALID_INPUT, ENDPOINT_NOT_FOUND, NO_RELEASE_DEPLOYED, RELEASE_NOT_LOADED,
+        BEHIND, NOT_SYNCED, TOO_LARGE, TOO_MANY, STEP_FAILED, STEP_TIMEOUT. Their metadata have execution_id and gateway_id too, and once a
+        release was found its app, environment, release, digest and revision.
         """
 
 def add_TriggerServiceServicer_to_server(servicer: TriggerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
