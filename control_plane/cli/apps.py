@@ -8,9 +8,10 @@ from typing import NoReturn
 import click
 import yaml
 
-from control_plane.cli.appfile import AppFile, AppFileError, read
+from control_plane.cli.appfile import AppFile, Found, read
 from control_plane.cli.client import REFUSED, Connection, new_request_id, only_app, refuse, server_options
-from control_plane.cli.output import output_option, plain, short, show, table, when
+from control_plane.cli.nodes import NotReadableError
+from control_plane.cli.output import output_option, plain, print_plain, short, show, table, when
 from pointsman.v1 import apps_pb2 as pb
 from pointsman.v1 import apps_pb2_grpc
 
@@ -55,15 +56,21 @@ def list_apps(server: str | None, output: str) -> None:
 
 @command.command()
 @click.argument("file")
-def validate(file: str) -> None:
+@output_option
+def validate(file: str, output: str) -> None:
     """Check an app FILE (YAML or JSON; - is stdin) without a server: every violation with its path, line and column.
 
     Example: pointsman app validate app.yaml
     """
-    found = _read_sound(file)
+    found = _read(file)
+    if output != "text":
+        print_plain({"violations": [_plain(one) for one in found.violations]}, output)
+        sys.exit(REFUSED if found.violations else 0)
+    if found.violations:
+        _refuse(file, found)
     config = found.config
     click.echo(
-        f"{file} is sound: {len(config.endpoints)} endpoints, {len(config.pipelines)} pipelines, "
+        f"{_name(file)} is sound: {len(config.endpoints)} endpoints, {len(config.pipelines)} pipelines, "
         f"{len(config.tools)} tools, {len(config.models)} models"
     )
 
@@ -118,19 +125,33 @@ def draft(server: str | None, app: str | None, output: str) -> None:
     show(response, output, text)
 
 
-def _read_sound(file: str) -> AppFile:
+def _read(file: str) -> AppFile:
     try:
-        found = read(file)
-    except AppFileError as error:
-        refuse("INVALID_FIELD", f"{file}: {error}", [])
+        return read(file)
+    except NotReadableError as error:
+        refuse("INVALID_FIELD", f"{_name(file)}: {error}", [])
+    except OSError as error:
+        raise click.UsageError(f"cannot read {file}: {error.strerror}") from None
+
+
+def _read_sound(file: str) -> AppFile:
+    found = _read(file)
     if found.violations:
-        _tell(file, found)
+        _refuse(file, found)
     return found
 
 
-def _tell(file: str, found: AppFile) -> NoReturn:
+def _refuse(file: str, found: AppFile) -> NoReturn:
     count = len(found.violations)
-    click.echo(f"INVALID_FIELD: {file} has {count} violation{'s' if count > 1 else ''}", err=True)
-    for violation, where in found.violations:
-        click.echo(f"  {where}: {violation}" if where else f"  {violation}", err=True)
+    click.echo(f"INVALID_FIELD: {_name(file)} has {count} violation{'s' if count > 1 else ''}", err=True)
+    for one in found.violations:
+        click.echo(f"  {one}", err=True)
     sys.exit(REFUSED)
+
+
+def _plain(one: Found) -> dict[str, object]:
+    return {"field": one.violation.field, "description": one.violation.description, "line": one.line, "column": one.column}
+
+
+def _name(file: str) -> str:
+    return "the standard input" if file == "-" else file

@@ -32,14 +32,20 @@ def plain(message: Message) -> dict[str, Any]:
 
 def show(message: Message, output: str, text: Callable[[], None]) -> None:
     """Prints the message as asked for; `text` prints it for people."""
+    if output == "text":
+        text()
+    else:
+        print_plain(plain(message), output)
+
+
+def print_plain(value: object, output: str) -> None:
+    """Prints a plain value as `json` or `yaml`."""
     if output == "json":
-        click.echo(json.dumps(plain(message), indent=2, ensure_ascii=False))
-    elif output == "yaml":
+        click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    else:
         import yaml
 
-        click.echo(yaml.safe_dump(plain(message), sort_keys=False, allow_unicode=True), nl=False)
-    else:
-        text()
+        click.echo(yaml.safe_dump(value, sort_keys=False, allow_unicode=True), nl=False)
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
