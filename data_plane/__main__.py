@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import uuid
+from collections.abc import Coroutine
 from datetime import UTC, datetime
+from typing import Any
 
 import click
 import structlog
@@ -23,7 +26,8 @@ from data_plane.status import Status
 from data_plane.steps.base import Clients
 from data_plane.sync import Sync
 from data_plane.sync_stream import Me
-from pointsman.serving import GrpcServer, StartupError, run
+from data_plane.workers import WORKER_VARIABLE, serve_by_workers, watch_parent
+from pointsman.serving import GrpcServer, run
 from pointsman.settings import settings_options
 from pointsman.v1 import trigger_pb2, trigger_pb2_grpc
 from pointsman.web import HttpServer
@@ -31,8 +35,8 @@ from pointsman.web import HttpServer
 log = structlog.get_logger()
 
 
-async def serve(settings: Settings, stop: asyncio.Event) -> None:
-    """Serves until stop is set; then drains: unready first, running triggers next, connections last."""
+async def serve(settings: Settings, stop: asyncio.Event, *, is_worker: bool = False) -> None:
+    """Serves until stop is set; then drains: unready first, then no new connections and calls, then what still runs is finished."""
     async with contextlib.AsyncExitStack() as closing:
         disk = _open_disk(settings, closing)
         holder = Holder(_utc_now)
@@ -47,11 +51,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             apps=settings.app,
             environments=settings.environment,
         )
-        try:
-            control_planes = settings.control_planes()
-        except ValueError as error:
-            raise StartupError(f"--control-plane: {error}") from error
-        grpc_server = GrpcServer()
+        grpc_server = GrpcServer(reuse_port=is_worker)
         readiness = _Readiness(holder, grpc_server)
 
         def flipped() -> None:
@@ -59,7 +59,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             if disk is not None:
                 disk.changed()
 
-        sync = Sync(holder, me, control_planes, compiler, blobs=disk, on_flip=flipped)
+        sync = Sync(holder, me, settings.control_planes(), compiler, blobs=disk, on_flip=flipped)
         status = Status(holder, sync, me, control_plane=settings.control_plane, default_environment=settings.default_environment)
         gateway = Gateway(holder, clients, settings.gateway_id, settings.default_environment, settings.control_plane)
         trigger_pb2_grpc.add_TriggerServiceServicer_to_server(TriggerServicer(gateway), grpc_server.server)
@@ -67,15 +67,15 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
 
         if disk is not None:
             await disk.load(holder, compiler)
-            closing.push_async_callback(_cancelled, asyncio.create_task(disk.keep(holder), name="disk"))
-            closing.push_async_callback(_cancelled, asyncio.create_task(disk.warm(holder, compiler), name="warm"))
+            _beside(closing, disk.keep(holder), "disk")
+            _beside(closing, disk.warm(holder, compiler), "warm")
         services = [service.full_name for service in trigger_pb2.DESCRIPTOR.services_by_name.values()]
         await grpc_server.start(settings.listen, services, serving=holder.table.ready)
         closing.push_async_callback(grpc_server.stop, 0)
-        http_server = HttpServer(HttpApp(gateway, status))
+        http_server = HttpServer(HttpApp(gateway, status), reuse_port=is_worker)
         await http_server.start(settings.http)
         closing.push_async_callback(http_server.stop, 0)
-        closing.push_async_callback(_cancelled, asyncio.create_task(sync.run(), name="sync"))
+        _beside(closing, sync.run(), "sync")
 
         click.echo(f"ready: gateway grpc={grpc_server.address} http={http_server.address}")
         await stop.wait()
@@ -83,7 +83,6 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         await grpc_server.drain()
         await asyncio.sleep(settings.drain_delay_seconds)
         log.info("stopping", running=gateway.in_flight, at_most_seconds=settings.drain_seconds)
-        # Both at once: no new connections and calls from here on, and what runs is finished.
         await asyncio.gather(grpc_server.stop(settings.drain_seconds), http_server.stop(settings.drain_seconds))
 
 
@@ -110,10 +109,22 @@ class _Readiness:
         task.add_done_callback(self._tasks.discard)
 
 
-async def _cancelled(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+def _beside(closing: contextlib.AsyncExitStack, work: Coroutine[Any, Any, None], name: str) -> None:
+    """Runs it beside the servers until they close. A defect in it is told, and serving goes on."""
+
+    async def run_it() -> None:
+        try:
+            await work
+        except Exception:
+            log.exception("a part of the gateway failed; it serves on without it", part=name)
+
+    async def end() -> None:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    task = asyncio.create_task(run_it(), name=name)
+    closing.push_async_callback(end)
 
 
 def _utc_now() -> datetime:
@@ -127,7 +138,16 @@ def main(settings: Settings) -> None:
 
     Example: pointsman gateway --control-plane cp.internal:7400 --state-dir /var/lib/pointsman-gateway
     """
-    run(lambda stop: serve(settings, stop))
+    if settings.workers > 1:
+        run(lambda stop: serve_by_workers(settings, stop))
+    is_worker = WORKER_VARIABLE in os.environ
+
+    async def serve_alone(stop: asyncio.Event) -> None:
+        if is_worker:
+            watch_parent(stop)
+        await serve(settings, stop, is_worker=is_worker)
+
+    run(serve_alone)
 
 
 if __name__ == "__main__":

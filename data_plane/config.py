@@ -2,29 +2,69 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
+from pointsman.rules import PATTERNS
 from pointsman.settings import Address, setting
+
+MAX_WORKERS = 64
+_ID = "^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$"
+_GATEWAY_ID = "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+
+
+class Matching(click.ParamType[str]):
+    """Text that matches a pattern of the contract: what the control plane would refuse is refused at the start."""
+
+    name = "text"
+
+    def __init__(self, pattern: str) -> None:
+        self._pattern = pattern
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Fails with what it must be."""
+        if not re.search(self._pattern, str(value)):
+            self.fail(f"{str(value)!r} must be {PATTERNS[self._pattern]}", param, ctx)
+        return str(value)
+
+
+class Addresses(click.ParamType[str]):
+    """host:port, or several of them separated by commas."""
+
+    name = "host:port,..."
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Fails with the one that is wrong."""
+        try:
+            parse_addresses(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
 
 
 @dataclass(frozen=True)
 class Settings:
     """Read once, at the start."""
 
-    control_plane: str = setting("127.0.0.1:7400", "Address of the control plane; several, separated by commas, are tried in turn.")
+    control_plane: str = setting(
+        "127.0.0.1:7400", "Address of the control plane; several, separated by commas, are tried in turn.", kind=Addresses()
+    )
     listen: Address = setting(Address("127.0.0.1", 7500), "Address of gRPC; port 0 picks a free one.")
     http: Address = setting(Address("127.0.0.1", 7580), "Address of HTTP; port 0 picks a free one.")
     state_dir: Path | None = setting(
         None, "Folder for the last good state, to start without a control plane; absent: nothing is kept.", kind=click.Path(path_type=Path)
     )
-    gateway_id: str = setting(socket.gethostname(), "Name of this gateway in rollouts and answers; absent: the host's name.")
-    app: tuple[str, ...] = setting((), "Serve only this app; may be repeated; absent: all.")
-    environment: tuple[str, ...] = setting((), "Serve only this environment; may be repeated; absent: all.")
-    default_environment: str = setting("production", "Environment of a trigger that names none.")
+    gateway_id: str = setting(
+        socket.gethostname(), "Name of this gateway in rollouts and answers; absent: the host's name.", kind=Matching(_GATEWAY_ID)
+    )
+    app: tuple[str, ...] = setting((), "Serve only this app; may be repeated; absent: all.", kind=Matching(_ID))
+    environment: tuple[str, ...] = setting((), "Serve only this environment; may be repeated; absent: all.", kind=Matching(_ID))
+    default_environment: str = setting("production", "Environment of a trigger that names none.", kind=Matching(_ID))
+    workers: int = setting(1, "Processes that share the ports, each with a stream of its own.", kind=click.IntRange(1, MAX_WORKERS))
     secrets_dir: Path | None = setting(
         None,
         "Folder with a file for each secret that is not in a variable POINTSMAN_SECRET_<NAME>.",
@@ -36,5 +76,10 @@ class Settings:
     drain_seconds: float = setting(30.0, "How long running triggers may go on after that.", kind=click.FloatRange(0, 3600))
 
     def control_planes(self) -> list[Address]:
-        """Raises ValueError when one of them is not host:port."""
-        return [Address.parse(part) for part in self.control_plane.split(",")]
+        """In the order in which they are tried."""
+        return parse_addresses(self.control_plane)
+
+
+def parse_addresses(text: str) -> list[Address]:
+    """Raises ValueError when one of them is not host:port."""
+    return [Address.parse(part) for part in text.split(",")]
