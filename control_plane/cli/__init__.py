@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import os
 import sys
 from typing import NoReturn
@@ -31,6 +32,7 @@ class Lazy(click.Group):
             return None
         module, _, attribute = self._lazy[cmd_name][0].partition(":")
         found: click.Command = getattr(importlib.import_module(module), attribute)
+        _keep_examples(found)
         return found
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
@@ -59,7 +61,7 @@ COMMANDS = {
     "rollback": ("control_plane.cli.deployments:rollback", "Make an earlier release live again."),
     "status": ("control_plane.cli.status:status", "What is live where, and who serves it."),
     "history": ("control_plane.cli.deployments:history", "What was live when, by whom and why."),
-    "watch": ("control_plane.cli.status:watch", "Follow what is live."),
+    "watch": ("control_plane.cli.watching:watch", "Follow what is live."),
     "gateways": ("control_plane.cli.status:gateways", "The gateways and how far they are."),
     "trigger": ("control_plane.cli.triggers:trigger", "Run an endpoint."),
     "environment": ("control_plane.cli.environments:command", "Environments: create, list, update, delete."),
@@ -68,10 +70,25 @@ COMMANDS = {
 }
 
 
+def _keep_examples(command: click.Command) -> None:
+    """Examples are pasted, so click must not break their lines."""
+    for inner in getattr(command, "commands", {}).values():
+        _keep_examples(inner)
+    if command.help and "\b" not in command.help:
+        command.help = inspect.cleandoc(command.help).replace("Example: ", "\b\nExample:\n  ")
+
+
 @click.group(cls=Lazy, commands=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--server", metavar="HOST:PORT", help="Control plane; also POINTSMAN_SERVER. [localhost:7400]")
+@click.option("--gateway", metavar="HOST:PORT", help="Gateway, for trigger; also POINTSMAN_GATEWAY. [localhost:7500]")
+@click.option("--app", metavar="NAME", help="App; also POINTSMAN_APP. [the only one there is]")
+@click.option("-o", "--output", type=click.Choice(["text", "json", "yaml"]), help="How to print. [text]")
 @click.version_option(package_name="pointsman")
-def main() -> None:
-    """Releases, environments and rollbacks for AI apps."""
+def main(server: str | None, gateway: str | None, app: str | None, output: str | None) -> None:
+    """Releases, environments and rollbacks for AI apps.
+
+    The options below may also stand after the command. A token is sent when POINTSMAN_TOKEN holds one.
+    """
 
 
 _PASS_ALL = {"ignore_unknown_options": True, "help_option_names": []}

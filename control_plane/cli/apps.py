@@ -6,12 +6,11 @@ import sys
 from typing import NoReturn
 
 import click
-import yaml
 
 from control_plane.cli.appfile import AppFile, Found, read
 from control_plane.cli.client import REFUSED, Connection, new_request_id, only_app, refuse, server_options
 from control_plane.cli.nodes import NotReadableError
-from control_plane.cli.output import output_option, plain, print_plain, short, show, table, when
+from control_plane.cli.output import as_yaml, output_option, plain, print_plain, short, show, table, when
 from pointsman.v1 import apps_pb2 as pb
 from pointsman.v1 import apps_pb2_grpc
 
@@ -48,7 +47,7 @@ def list_apps(server: str | None, output: str) -> None:
     """
     connection = Connection("server", server)
     stub = apps_pb2_grpc.AppServiceStub(connection.channel)
-    response = connection.call(stub.ListApps, pb.ListAppsRequest(page_size=500))
+    response = connection.every(stub.ListApps, pb.ListAppsRequest(), "apps")
     rows = [(app.app, str(app.draft_version), when(app.create_time), app.created_by, short(app.description)) for app in response.apps]
     headings = ("APP", "DRAFT", "CREATED", "BY", "DESCRIPTION")
     show(response, output, lambda: table(headings, rows, "There is no app yet. Make one: pointsman --app NAME app push FILE"))
@@ -90,8 +89,7 @@ def push(file: str, expected_draft_version: int | None, dry_run: bool, server: s
     connection = Connection("server", server)
     stub = apps_pb2_grpc.AppServiceStub(connection.channel)
     name = app or only_app(connection)
-    known = connection.call(stub.ListApps, pb.ListAppsRequest(page_size=500)).apps
-    if not dry_run and name not in [one.app for one in known]:
+    if not dry_run and connection.find(stub.GetApp, pb.GetAppRequest(app=name)) is None:
         connection.call(stub.CreateApp, pb.CreateAppRequest(app=name, request_id=new_request_id()))
     request = pb.UpdateDraftRequest(
         app=name,
@@ -120,7 +118,7 @@ def draft(server: str | None, app: str | None, output: str) -> None:
     def text() -> None:
         changes = "differs from" if response.draft_has_changes else "is the same as"
         click.echo(f"# draft version {response.draft_version}, {changes} the newest release; {response.digest}")
-        click.echo(yaml.safe_dump(plain(response.config), sort_keys=False, allow_unicode=True), nl=False)
+        click.echo(as_yaml(plain(response.config)), nl=False)
 
     show(response, output, text)
 

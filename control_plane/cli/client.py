@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import getpass
+import json
 import os
 import socket
 import sys
@@ -20,15 +21,38 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from pointsman.settings import Address
 from pointsman.v1 import apps_pb2, apps_pb2_grpc
 
 CALL_SECONDS = 30.0
 REFUSED, UNREACHABLE = 1, 3
-SERVERS = {
-    "server": ("POINTSMAN_SERVER", "localhost:7400", "pointsman control-plane"),
-    "gateway": ("POINTSMAN_GATEWAY", "localhost:7500", "pointsman gateway"),
+SERVERS = {"server": ("localhost:7400", "pointsman control-plane"), "gateway": ("localhost:7500", "pointsman gateway")}
+PAGE = 500
+MAX_NAMED_APPS = 20
+# Every mutation of the control plane carries a request_id, so none is done twice. A trigger has none, and is not repeated.
+RETRIES = {
+    "methodConfig": [
+        {
+            "name": [{}],
+            "retryPolicy": {
+                "maxAttempts": 3,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "0.5s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
 }
+# A peer that vanished without a word is noticed after these; servers take pings from every 8 s on.
+KEEPALIVE_TIME_MS = 15_000
+KEEPALIVE_TIMEOUT_MS = 10_000
 
+CLIENT_OPTIONS: dict[str, dict[str, Any]] = {
+    "server": {"metavar": "HOST:PORT", "help": "Control plane; also POINTSMAN_SERVER. [localhost:7400]"},
+    "gateway": {"metavar": "HOST:PORT", "help": "Gateway; also POINTSMAN_GATEWAY. [localhost:7500]"},
+    "app": {"metavar": "NAME", "help": "App; also POINTSMAN_APP. [the only one there is]"},
+}
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -36,9 +60,23 @@ class Connection:
     """A channel to one server; `what` is `server` (the control plane) or `gateway`."""
 
     def __init__(self, what: str, address: str | None) -> None:
-        variable, default, self._starts_with = SERVERS[what]
-        self.address = address or os.environ.get(variable) or default
-        self.channel = grpc.insecure_channel(self.address, options=[("grpc.max_receive_message_length", -1)])
+        default, self._starts_with = SERVERS[what]
+        self.address = address or default
+        try:
+            host = Address.parse(self.address).host
+        except ValueError as error:
+            raise click.UsageError(f"--{what}: {error}") from None
+        options: list[tuple[str, Any]] = [
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
+            ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+        ]
+        if what == "server":
+            options.append(("grpc.service_config", json.dumps(RETRIES)))
+        if host in ("localhost", "::1") or host.startswith("127."):
+            options.append(("grpc.enable_http_proxy", 0))
+        self.channel = grpc.insecure_channel(self.address, options=options)
 
     def call(self, method: Any, request: Message, seconds: float = CALL_SECONDS) -> Any:
         """The response; a refusal or an unreachable server ends the command."""
@@ -46,6 +84,27 @@ class Connection:
             return method(request, timeout=seconds, metadata=metadata())
         except grpc.RpcError as error:
             self.fail(error)
+
+    def find(self, method: Any, request: Message) -> Any | None:
+        """The response, or None when there is no such thing."""
+        try:
+            return method(request, timeout=CALL_SECONDS, metadata=metadata())
+        except grpc.RpcError as error:
+            failed: Any = error
+            if failed.code() is grpc.StatusCode.NOT_FOUND:
+                return None
+            self.fail(error)
+
+    def every(self, method: Any, request: Any, field: str) -> Any:
+        """The first response of a list method with the items of all pages in it."""
+        request.page_size = PAGE
+        response = page = self.call(method, request)
+        while page.next_page_token:
+            request.page_token = page.next_page_token
+            page = self.call(method, request)
+            getattr(response, field).extend(getattr(page, field))
+        response.ClearField("next_page_token")
+        return response
 
     def stream(self, method: Any, request: Message) -> Iterator[Any]:
         """The responses of a stream, as they come. Raises grpc.RpcError."""
@@ -65,8 +124,11 @@ class Connection:
         if info.reason:
             refuse(info.reason, message, [(v.field, v.description) for v in bad.field_violations])
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-            why = "gave no answer in time" if code is grpc.StatusCode.DEADLINE_EXCEEDED else "cannot be reached"
-            click.echo(f"pointsman: {self.address} {why}. Is it running? It starts with `{self._starts_with}`.", err=True)
+            remedy = f"Is it running? It starts with `{self._starts_with}`."
+            why = f"{self.address} cannot be reached. {remedy}"
+            if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+                why = f"{self.address} gave no answer in time; what was asked for may be done or not: look before you repeat it"
+            click.echo(f"pointsman: {why}", err=True)
             sys.exit(UNREACHABLE)
         refuse(code.name, message, [])
 
@@ -90,8 +152,10 @@ def metadata() -> tuple[tuple[str, str], ...]:
     except (KeyError, OSError):
         user = "unknown"
     found = [("x-actor", f"{user}@{socket.gethostname()}".encode("ascii", "replace").decode())]
-    token = os.environ.get("POINTSMAN_TOKEN")
+    token = os.environ.get("POINTSMAN_TOKEN", "").strip()
     if token:
+        if not (token.isascii() and token.isprintable()):
+            raise click.UsageError("POINTSMAN_TOKEN has characters that no token has")
         found.append(("authorization", f"Bearer {token}"))
     return tuple(found)
 
@@ -104,25 +168,32 @@ def new_request_id() -> str:
 def only_app(connection: Connection) -> str:
     """The app when there is exactly one; else a usage error that names them."""
     stub = apps_pb2_grpc.AppServiceStub(connection.channel)
-    apps = [app.app for app in connection.call(stub.ListApps, apps_pb2.ListAppsRequest(page_size=20)).apps]
+    apps = [app.app for app in connection.call(stub.ListApps, apps_pb2.ListAppsRequest(page_size=MAX_NAMED_APPS + 1)).apps]
     if len(apps) == 1:
         return str(apps[0])
-    there = f"there are {', '.join(apps)}" if apps else "there is none yet: `pointsman --app NAME app push FILE` makes one"
+    named = ", ".join(apps[:MAX_NAMED_APPS]) + (", ..." if len(apps) > MAX_NAMED_APPS else "")
+    there = f"there are {named}" if apps else "there is none yet: `pointsman --app NAME app push FILE` makes one"
     raise click.UsageError(f"Which app? Name it with --app or POINTSMAN_APP; {there}.")
+
+
+def client_setting(name: str) -> Callable[[click.Context, click.Parameter, str | None], str | None]:
+    """A callback of an option: its own value, else the one given before the command, else the variable's."""
+
+    def resolve(ctx: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+        before = ctx.find_root().params.get(name)
+        return value or before or os.environ.get(f"POINTSMAN_{name.upper()}") or None
+
+    return resolve
 
 
 def server_options(*, app: bool = True, gateway: bool = False) -> Callable[[F], F]:
     """Adds --server, and --app and --gateway where they are wanted."""
 
     def decorate(command: F) -> F:
-        options = [click.option("--server", metavar="HOST:PORT", help="Control plane; also POINTSMAN_SERVER. [localhost:7400]")]
-        if gateway:
-            options = [click.option("--gateway", metavar="HOST:PORT", help="Gateway; also POINTSMAN_GATEWAY. [localhost:7500]")]
-        if app:
-            options.append(click.option("--app", envvar="POINTSMAN_APP", help="App; also POINTSMAN_APP. [the only one there is]"))
+        names = ["gateway" if gateway else "server", *(["app"] if app else [])]
         decorated: Any = command
-        for option in options:
-            decorated = option(decorated)
+        for name in names:
+            decorated = click.option(f"--{name}", callback=client_setting(name), **CLIENT_OPTIONS[name])(decorated)
         found: F = decorated
         return found
 

@@ -9,6 +9,7 @@ import click
 from google.protobuf.duration_pb2 import Duration
 
 from control_plane.cli.client import Connection, new_request_id, only_app, server_options
+from control_plane.cli.durations import DURATION
 from control_plane.cli.output import output_option, short, show, table, when
 from control_plane.cli.rollout import tell_rollout
 from pointsman.v1 import deployments_pb2 as pb
@@ -24,7 +25,7 @@ def change_options(command: Any) -> Any:
     options = (
         click.option("--reason", default="", help="Why; kept in the history."),
         click.option("--expected-revision", type=click.IntRange(0), help="Refuse unless the binding is at this revision; 0: unbound."),
-        click.option("--wait", type=click.FloatRange(0, 300), help="Seconds to wait for gateways; 0: do not. [5]"),
+        click.option("--wait", type=DURATION, help="How long to wait for gateways: 10s, 500ms, 2m; 0: do not; at most 5m. [5s]"),
         click.option("--force", is_flag=True, help="Skip the gateways' veto; recorded in the history."),
         click.option("--dry-run", is_flag=True, help="Check only, the gateways' veto included; change nothing."),
         click.option("--request-id", help="UUID; a repeat within 24 h changes nothing more. [a new one]"),
@@ -62,6 +63,9 @@ def _carry_out(options: dict[str, Any], make: Callable[[str, dict[str, Any]], tu
 
     def text() -> None:
         binding = response.binding
+        if options["dry_run"] and not response.HasField("deployment"):
+            click.echo(f"nothing would change: {binding.release} is live in {binding.environment} already")
+            return
         if options["dry_run"]:
             before = f", instead of {binding.previous_release}" if binding.previous_release else ""
             click.echo(f"would make {binding.release} live in {binding.environment}{before}")

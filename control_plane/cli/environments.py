@@ -47,7 +47,7 @@ def list_environments(server: str | None, output: str) -> None:
     Example: pointsman environment list
     """
     connection, stub = _open(server)
-    response = connection.call(stub.ListEnvironments, pb.ListEnvironmentsRequest(page_size=500))
+    response = connection.every(stub.ListEnvironments, pb.ListEnvironmentsRequest(), "environments")
     rows = [(one.environment, when(one.create_time), one.created_by, short(one.description)) for one in response.environments]
     show(response, output, lambda: table(("ENVIRONMENT", "CREATED (UTC)", "BY", "DESCRIPTION"), rows, "There is no environment."))
 

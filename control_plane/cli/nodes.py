@@ -97,7 +97,7 @@ def _node(event: Any, events: Iterator[Any], depth: int) -> Node:
         raise NotReadableError(f"{at}: tags ({event.tag}) are not taken; write the value alone")
     line, column = event.start_mark.line + 1, event.start_mark.column + 1
     if isinstance(event, yaml.ScalarEvent):
-        return Node(_scalar(event.value) if event.implicit[0] else _text(event.value), line, column, _text(event.value))
+        return Node(scalar(event.value) if event.implicit[0] else _text(event.value), line, column, _text(event.value))
     if isinstance(event, yaml.SequenceStartEvent):
         items = []
         while not isinstance(event := next(events), yaml.SequenceEndEvent):
@@ -110,7 +110,7 @@ def _node(event: Any, events: Iterator[Any], depth: int) -> Node:
     return Node(pairs, line, column, kind="mapping")
 
 
-def _scalar(written: str) -> Scalar:
+def scalar(written: str) -> Scalar:
     """What a plain word means by YAML 1.2's core schema; its octal, hexadecimal and infinite numbers stay text."""
     if written in _WORDS:
         return _WORDS[written]

@@ -13,21 +13,80 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from control_plane.cli.nodes import scalar
+from pointsman.v1.config_pb2 import AppConfig
+
 F = TypeVar("F", bound=Callable[..., Any])
+FORMATS = ["text", "json", "yaml"]
 MAX_CELL_CHARS = 60
+MAX_LINE_CHARS = 120
 
 
 def output_option(command: F) -> F:
-    """Adds -o."""
-    option: Any = click.option("-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text", help="How to print. [text]")
+    """Adds -o; without it the one given before the command counts."""
+
+    def resolve(ctx: click.Context, _parameter: click.Parameter, value: str | None) -> str:
+        return value or ctx.find_root().params.get("output") or "text"
+
+    option: Any = click.option("-o", "--output", type=click.Choice(FORMATS), callback=resolve, help="How to print. [text]")
     decorated: F = option(command)
     return decorated
 
 
 def plain(message: Message) -> dict[str, Any]:
-    """The message by the proto JSON mapping, in snake_case."""
+    """The message by the proto JSON mapping, in snake_case. Without what has its default, as a person would write it."""
     found: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True)
-    return found
+    return _ordered(message.DESCRIPTOR, found)
+
+
+def whole(message: Message) -> dict[str, Any]:
+    """The same with empty lists, texts and zeros, so that a script finds every name; but for configs, which are as `plain` gives them."""
+    found: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        if field.message_type.full_name == AppConfig.DESCRIPTOR.full_name:
+            found[field.name] = plain(value)
+        elif isinstance(value, Message) and field.message_type.file.package == AppConfig.DESCRIPTOR.file.package:
+            found[field.name] = whole(value)
+    return _ordered(message.DESCRIPTOR, found)
+
+
+def _ordered(descriptor: Any, found: dict[str, Any]) -> dict[str, Any]:
+    """Names in the order of the proto file, keys of maps sorted: the same answer is the same text."""
+    ordered = {}
+    for field in descriptor.fields:
+        if field.name not in found:
+            continue
+        value, kind = found[field.name], field.message_type
+        if kind is not None and (kind.GetOptions().map_entry or kind.file.package == "google.protobuf"):
+            value = _sorted(value)
+        elif kind is not None:
+            value = [_ordered(kind, item) for item in value] if isinstance(value, list) else _ordered(kind, value)
+        ordered[field.name] = value
+    return ordered
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value)}
+    return [_sorted(item) for item in value] if isinstance(value, list) else value
+
+
+def as_yaml(value: object, *, document: bool = False) -> str:
+    """YAML that `app push` reads as the same value."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        """Writes texts of several lines as such, and quotes what our reader, unlike PyYAML's, takes for a number."""
+
+    def text(dumper: Any, written: str) -> Any:
+        style = "|" if "\n" in written else None if isinstance(scalar(written), str) else "'"
+        return dumper.represent_scalar("tag:yaml.org,2002:str", written, style=style)
+
+    Dumper.add_representer(str, text)
+    dumped: str = yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=MAX_LINE_CHARS, explicit_start=document)
+    return dumped
 
 
 def show(message: Message, output: str, text: Callable[[], None]) -> None:
@@ -35,7 +94,7 @@ def show(message: Message, output: str, text: Callable[[], None]) -> None:
     if output == "text":
         text()
     else:
-        print_plain(plain(message), output)
+        print_plain(whole(message), output)
 
 
 def print_plain(value: object, output: str) -> None:
@@ -43,9 +102,7 @@ def print_plain(value: object, output: str) -> None:
     if output == "json":
         click.echo(json.dumps(value, indent=2, ensure_ascii=False))
     else:
-        import yaml
-
-        click.echo(yaml.safe_dump(value, sort_keys=False, allow_unicode=True), nl=False)
+        click.echo(as_yaml(value), nl=False)
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
@@ -53,15 +110,17 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], empty: str) ->
     if not rows:
         click.echo(empty)
         return
+    rows = [[harmless(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table
+        from rich.text import Text
 
         found = Table(box=None, pad_edge=False, header_style="bold")
         for heading in headings:
             found.add_column(heading)
         for row in rows:
-            found.add_row(*row)
+            found.add_row(*(Text(cell) for cell in row))
         Console().print(found)
         return
     widths = [max(len(line[column]) for line in (headings, *rows)) for column in range(len(headings))]
@@ -87,7 +146,12 @@ def ago(moment: Timestamp) -> str:
     return f"{max(seconds, 0):.0f} s ago"
 
 
+def harmless(text: str) -> str:
+    """Without the control characters by which a text that somebody stored could steer the terminal of the one who reads it."""
+    return text if text.isprintable() else "".join(char if char.isprintable() else " " for char in text)
+
+
 def short(text: str) -> str:
     """The first line, cut to fit a cell."""
-    line = text.splitlines()[0] if text else ""
+    line = harmless(text.splitlines()[0]) if text else ""
     return line if len(line) <= MAX_CELL_CHARS else line[: MAX_CELL_CHARS - 3] + "..."

@@ -6,10 +6,9 @@ import json
 from typing import Any
 
 import click
-import yaml
 
 from control_plane.cli.client import Connection, new_request_id, only_app, server_options
-from control_plane.cli.output import output_option, plain, short, show, table, when
+from control_plane.cli.output import as_yaml, output_option, plain, short, show, table, when
 from control_plane.cli.rollout import tell_rollout
 from pointsman.v1 import releases_pb2 as pb
 from pointsman.v1 import releases_pb2_grpc
@@ -104,7 +103,7 @@ def show_release(tag: str, server: str | None, app: str | None, output: str) -> 
         click.echo(f"# {release.digest}, {release.size_bytes} bytes, by {release.created_by} at {when(release.create_time)} UTC")
         if release.description:
             click.echo(f"# {short(release.description)}")
-        click.echo(yaml.safe_dump(plain(release.config), sort_keys=False, allow_unicode=True), nl=False)
+        click.echo(as_yaml(plain(release.config)), nl=False)
 
     show(response, output, text)
 
