@@ -87,6 +87,8 @@ class Session:
     watcher: Watcher
     revision: int
     held: set[str]
+    heard_at: float = field(default_factory=time.monotonic)
+    """last_heard_time as a time.monotonic(), which no change of the clock moves."""
     rejections: dict[tuple[str, str], Rejection] = field(default_factory=dict)
     prepares: list[Prepare] = field(default_factory=list)
     connected: bool = True
@@ -193,6 +195,7 @@ class Gateways:
     def heard(self, session: Session) -> None:
         """A sign of life."""
         session.last_heard_time = self._clock()
+        session.heard_at = time.monotonic()
 
     def applied(self, session: Session, revision: int, rejections: Iterable[Rejection]) -> None:
         """The gateway serves everything up to the revision, but for the rejections."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from collections.abc import AsyncIterator, Collection
 
 import structlog
@@ -19,30 +20,51 @@ from control_plane.storage.base import ReadTransaction, Store
 from pointsman.errors import StoreUnavailable
 
 RETRY_SECONDS = (0.1, 5.0)
+# How finely beats are told; a watcher may be late by this much.
+TICK_SECONDS = 0.25
 
 log = structlog.get_logger()
 
 
 class Watcher:
-    """One reader of the hub. `wake` is set whenever there may be something new for it."""
+    """One reader of the hub. Woken by a change, and by the hub's ticker when it has not been woken for `beat_seconds`.
 
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
-        self._wake = asyncio.Event()
+    A future and a shared ticker, where an Event and a timeout for each wait were a sixth of the cost of a fan-out to 1,000.
+    """
+
+    __slots__ = ("_beat_at", "_beat_seconds", "_waiter", "_woken")
+
+    def __init__(self, beat_seconds: float) -> None:
+        self._beat_seconds = beat_seconds
+        self._beat_at = time.monotonic() + beat_seconds
+        self._woken = False
+        self._waiter: asyncio.Future[None] | None = None
 
     def wake(self) -> None:
         """There may be something new."""
-        self._wake.set()
+        self._woken = True
+        self._rouse()
 
-    async def wait(self, seconds: float) -> bool:
-        """Waits until woken since the last wait; False when the seconds are over first."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._wake.wait()
-        except TimeoutError:
-            return False
-        self._wake.clear()
-        return True
+    def tick(self, now: float) -> None:
+        """Ends a wait whose beat is due; `now` is a time.monotonic()."""
+        if now >= self._beat_at:
+            self._rouse()
+
+    async def wait(self) -> bool:
+        """Waits until woken since the last wait; False when the beat is due first."""
+        if not self._woken:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        woken, self._woken = self._woken, False
+        self._beat_at = time.monotonic() + self._beat_seconds
+        return woken
+
+    def _rouse(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 class Hub:
@@ -57,28 +79,27 @@ class Hub:
         self._watchers: set[Watcher] = set()
         self._doorbell = asyncio.Event()
         self._refreshing = asyncio.Lock()
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Reads the present state and follows the store from then on."""
         await self.refresh()
         self._store.on_change(self._doorbell.set)
-        self._task = asyncio.create_task(self._follow(), name="hub")
+        self._tasks = [asyncio.create_task(self._follow(), name="hub"), asyncio.create_task(self._tick(), name="hub ticker")]
 
     async def close(self) -> None:
         """Wakes every watcher, which then sees `closing`, and stops following."""
         self.closing = True
         self._wake_all()
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @contextlib.asynccontextmanager
-    async def watcher(self) -> AsyncIterator[Watcher]:
-        """A watcher that is forgotten at the end. The hub is as new then as anything acknowledged before."""
+    async def watcher(self, beat_seconds: float) -> AsyncIterator[Watcher]:
+        """A watcher that is forgotten at the end. The hub is as new when it starts as anything acknowledged before."""
         await self.refresh()
-        watcher = Watcher(self)
+        watcher = Watcher(beat_seconds)
         self._watchers.add(watcher)
         try:
             yield watcher
@@ -116,6 +137,13 @@ class Hub:
     def _wake_all(self) -> None:
         for watcher in self._watchers:
             watcher.wake()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            now = time.monotonic()
+            for watcher in self._watchers:
+                watcher.tick(now)
 
     async def _follow(self) -> None:
         delay, longest = RETRY_SECONDS

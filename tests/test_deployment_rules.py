@@ -292,12 +292,12 @@ def _identity(gateway_id: str, environments: frozenset[str] = frozenset()) -> Id
 
 
 async def test_promise_05_one_rejection_and_nothing_is_flipped(plane):
-    async with plane.hub.watcher() as watcher:
+    async with plane.hub.watcher(60) as watcher:
         with plane.gateways.connected(_identity("g1"), watcher, revision=0, held=()) as session:
 
             async def refuse() -> None:
                 while not session.prepares:
-                    await watcher.wait(5)
+                    await watcher.wait()
                 asked = session.prepares[0]
                 target = asked.targets[0]
                 rejection = Rejection(app=target.app, environment=target.environment, digest=target.digest, reason="no secret KEY")
@@ -315,7 +315,7 @@ async def test_promise_05_one_rejection_and_nothing_is_flipped(plane):
 
 
 async def test_promise_04_a_rollout_tells_who_serves_and_who_does_not_yet(plane):
-    async with plane.hub.watcher() as first, plane.hub.watcher() as second, plane.hub.watcher() as third:
+    async with plane.hub.watcher(60) as first, plane.hub.watcher(60) as second, plane.hub.watcher(60) as third:
         elsewhere = _identity("g3", frozenset({"production"}))
         with (
             plane.gateways.connected(_identity("g1"), first, revision=0, held=()) as applying,
@@ -325,7 +325,7 @@ async def test_promise_04_a_rollout_tells_who_serves_and_who_does_not_yet(plane)
 
             async def apply() -> None:
                 while plane.hub.revision == 0:
-                    await first.wait(5)
+                    await first.wait()
                 plane.gateways.applied(applying, plane.hub.revision, [])
 
             task = asyncio.create_task(apply())

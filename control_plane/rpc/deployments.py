@@ -95,7 +95,7 @@ class DeploymentServicer(deployments_pb2_grpc.DeploymentServiceServicer):
         resuming = request.HasField("after_revision")
         told = request.after_revision
         apps, environments = (request.app,) if request.app else (), (request.environment,) if request.environment else ()
-        async with self._hub.watcher() as watcher:
+        async with self._hub.watcher(BOOKMARK_INTERVAL_SECONDS) as watcher:
             if told > self._hub.revision:
                 raise _from_the_future(told, self._hub.revision)
             synced = False
@@ -108,7 +108,7 @@ class DeploymentServicer(deployments_pb2_grpc.DeploymentServiceServicer):
                 if not synced:
                     synced = True
                     yield _bookmark(told, synced=True)
-                elif not await watcher.wait(BOOKMARK_INTERVAL_SECONDS):
+                elif not await watcher.wait():
                     yield _bookmark(told, synced=False)
         raise ShuttingDown("This control plane is shutting down; watch again, from the last revision, at another or a little later.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -41,7 +42,7 @@ class GatewayServicer(gateways_pb2_grpc.GatewayServiceServicer):
     ) -> AsyncIterator[bytes]:
         """See gateways.proto. Yields serialised messages: one serialisation serves every gateway."""
         hello = await _hello(requests)
-        async with self._hub.watcher() as watcher:
+        async with self._hub.watcher(HEARTBEAT_INTERVAL_SECONDS) as watcher:
             self._check_store(hello)
             identity = Identity(
                 gateway_id=hello.gateway_id,
@@ -63,7 +64,7 @@ class GatewayServicer(gateways_pb2_grpc.GatewayServiceServicer):
 
     async def _messages(self, session: Session, reader: asyncio.Task[None], told: int) -> AsyncIterator[bytes]:
         synced = False
-        while not reader.done() and not session.superseded:
+        while not reader.done() and not session.superseded and not self._silent(session):
             if self._hub.closing:
                 yield _move()
                 raise ShuttingDown("This control plane is shutting down; connect again, to another replica if there is one.")
@@ -74,23 +75,22 @@ class GatewayServicer(gateways_pb2_grpc.GatewayServiceServicer):
                 revision = self._hub.revision
                 yield self._updates.since(told, session.identity, synced=not synced)
                 told, synced = revision, True
-            elif not await session.watcher.wait(HEARTBEAT_INTERVAL_SECONDS):
+            elif not await session.watcher.wait():
                 yield self._updates.since(told, session.identity, synced=False)
         if reader.done() and not reader.cancelled():
             reader.result()
 
+    @staticmethod
+    def _silent(session: Session) -> bool:
+        """Whether the gateway has said nothing for too long; looked at whenever there is something to tell it, at least a heartbeat."""
+        seconds = time.monotonic() - session.heard_at
+        if seconds > SILENCE_SECONDS:
+            log.warning("gateway went silent", gateway_id=session.identity.gateway_id, seconds=round(seconds, 1))
+        return seconds > SILENCE_SECONDS
+
     async def _listen(self, requests: AsyncIterator[pb.SyncRequest], session: Session) -> None:
-        """Takes what the gateway says until it ends its side, or says nothing for too long."""
-        messages = aiter(requests)
-        while True:
-            try:
-                async with asyncio.timeout(SILENCE_SECONDS):
-                    message = await anext(messages)
-            except StopAsyncIteration:
-                return
-            except TimeoutError:
-                log.warning("gateway went silent", gateway_id=session.identity.gateway_id, seconds=SILENCE_SECONDS)
-                return
+        """Takes what the gateway says until it ends its side."""
+        async for message in requests:
             self._take(session, message)
 
     def _take(self, session: Session, message: pb.SyncRequest) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 
 import grpc
@@ -39,7 +40,7 @@ class Receipts:
     def event(self, number: int) -> None:
         while len(self.rounds) < number:
             self.rounds.append([])
-        self.rounds[number - 1].append(asyncio.get_running_loop().time())
+        self.rounds[number - 1].append(time.monotonic())
         if len(self.rounds[number - 1]) == self.count:
             self.progress.set()
 
