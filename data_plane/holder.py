@@ -157,7 +157,7 @@ def _serves(active: Active | None) -> str:
 
 
 def _limit_bytes(standby: dict[Key, tuple[Active, ...]], active: Mapping[Key, Active]) -> None:
-    """Drops those that were loaded first until what only the standby holds is within the limit."""
+    """Drops those furthest back, of any binding, until what only the standby holds is within the limit."""
     serving = {known.loaded.digest for known in active.values()}
     uses: dict[str, int] = {}
     sizes: dict[str, int] = {}
@@ -169,7 +169,10 @@ def _limit_bytes(standby: dict[Key, tuple[Active, ...]], active: Mapping[Key, Ac
     excess = sum(sizes.values()) - STANDBY_BYTES
     if excess <= 0:
         return
-    for known in sorted((known for kept in standby.values() for known in kept), key=lambda known: known.load_time):
+    furthest_first = sorted(
+        ((at, known) for kept in standby.values() for at, known in enumerate(kept)), key=lambda item: item[0], reverse=True
+    )
+    for _, known in furthest_first:
         if excess <= 0:
             return
         digest, key = known.loaded.digest, known.bound.key

@@ -195,6 +195,17 @@ async def test_a_failing_step_and_a_slow_one(door):
     await door.refused(504, "STEP_TIMEOUT", "POST", "/v1/trigger/slow", json={})
 
 
+async def test_promise_08_a_failure_names_what_ran_and_a_refusal_what_did_not(door):
+    failed = await door.refused(502, "STEP_FAILED", "POST", "/v1/trigger/broken", json={})
+    named = {key: failed.headers[key] for key in ("x-app", "x-environment", "x-release", "x-revision")}
+    assert named == {"x-app": "shop", "x-environment": "production", "x-release": "v1", "x-revision": "7"}
+    assert failed.headers["x-release-digest"] == failed.json()["details"]["digest"]
+    refused = await door.refused(412, "RELEASE_NOT_LOADED", "POST", "/v1/trigger/echo", json={}, headers={"X-Release": "v9"})
+    # v9 is what was asked for, and did not run.
+    assert "x-release" not in refused.headers
+    assert refused.headers["x-execution-id"]
+
+
 async def test_an_endpoint_with_a_limit_refuses_more(door):
     first = asyncio.create_task(door.http.post("/v1/trigger/one", json={}))
     await eventually(lambda: door.upstream.hanging == 1)
