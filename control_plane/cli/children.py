@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import subprocess
 import sys
 import tempfile
 import threading
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
 
 READY = re.compile(r"ready: \S+ grpc=(\S+) http=(\S+)")
 READY_SECONDS = 20.0
 STOP_SECONDS = 15.0
 SHOWN_LINES = 8
+POLL_SECONDS = 0.02
+# Not by the proxy that a developer's shell may name.
+direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class ChildFailedError(Exception):
@@ -38,6 +45,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
+            env=_environment(),
             # Ctrl-C is for the parent, which stops its children in order.
             start_new_session=True,
         )
@@ -52,6 +60,22 @@ class Child:
             code = self.stop()
             raise ChildFailedError(f"{name} did not start (exit status {code}):\n{self.last_words}")
         self.grpc, self.http = found.groups()
+
+    def wait_until_synced(self) -> None:
+        """Of a gateway: waits until it holds what it shall serve, which it learns after it has said that it listens.
+
+        Raises:
+            ChildFailedError: when it does not in time.
+        """
+        give_up = time.monotonic() + READY_SECONDS
+        while time.monotonic() < give_up and self.process.poll() is None:
+            try:
+                with direct.open(f"http://{self.http}/readyz", timeout=READY_SECONDS):
+                    return
+            except urllib.error.HTTPError:
+                time.sleep(POLL_SECONDS)
+        code = self.stop()
+        raise ChildFailedError(f"{self.name} did not get ready (exit status {code}):\n{self.last_words}")
 
     def stop(self) -> int:
         """SIGTERM, and SIGKILL when that does not help; the exit status."""
@@ -79,6 +103,11 @@ class Child:
 
     last_words = ""
     """The last lines that it wrote to stderr; known after stop."""
+
+
+def _environment() -> dict[str, str]:
+    """Ours without settings: those exported for commands, such as POINTSMAN_APP, would count for servers too. Secrets stay."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("POINTSMAN_") or name.startswith("POINTSMAN_SECRET_")}
 
 
 @contextlib.contextmanager

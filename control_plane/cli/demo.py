@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
+import signal
+import sys
 import tempfile
 import time
 import urllib.error
@@ -14,12 +17,15 @@ from typing import Any, NamedTuple
 import click
 from click.testing import CliRunner
 
-from control_plane.cli.children import Child, ChildFailedError, running
+from control_plane.cli.children import Child, ChildFailedError, direct, running
 from control_plane.cli.sample import SAMPLE_APP, order_service, sample_text
 
 FIRST, SECOND = "v1.0.0", "v1.1.0"
 OLD_WORDS, NEW_WORDS = "'Hello. '", "'Hi, thanks for writing. '"
 MESSAGE = {"message": "Where is my order 1234?"}
+# Shown with the port of `pointsman dev`, where it can be pasted; the servers of the demo are gone when it ends.
+CURL = "curl -sS -X POST http://localhost:7580/v1/trigger/chat -H 'Content-Type: application/json'"
+GRPCURL = "grpcurl -plaintext -d {} localhost:7500 pointsman.v1.TriggerService/Trigger"
 BROKEN = """
 endpoints:
   - {name: chat, pipeline: chatt}
@@ -52,6 +58,9 @@ def command() -> None:
     Example: pointsman demo
     """
     started = time.monotonic()
+    # As Ctrl-C does: by an exception, so that the servers are stopped.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(1))
     try:
         with contextlib.ExitStack() as stack:
             _Demo(stack).walk()
@@ -71,7 +80,13 @@ class _Demo:
         store = f"sqlite:///{self._folder / 'pointsman.db'}"
         self._control_plane = stack.enter_context(running("the control plane", "control_plane", "--store", store, *any_port))
         self._gateways = [self._start_gateway(name) for name in ("east", "west")]
+        for gateway in self._gateways:
+            gateway.wait_until_synced()
         self._number = 0
+        click.echo(
+            f"One control plane ({self._control_plane.grpc}) and two gateways ({', '.join(child.grpc for child in self._gateways)}) run.\n"
+            "curl and grpcurl lines have the ports of `pointsman dev`: they work when pasted while it runs."
+        )
 
     def _start_gateway(self, name: str) -> Child:
         state = ("--state-dir", str(self._folder / name))
@@ -102,6 +117,9 @@ class _Demo:
         self._check("production has no release", self._curl("production").body["error"] == "NO_RELEASE_DEPLOYED")
         trigger = ("trigger", "chat", "-e", "staging", "-d", json.dumps({"message": "I want my money back"}))
         self._expect("30 days", self._run(*trigger))
+        request = {"app": SAMPLE_APP, "environment": "staging", "endpoint": "chat", "input": MESSAGE}
+        click.echo("  the same RPC from any language, and from a shell:")
+        click.secho(f"$ {GRPCURL.format(shlex.quote(json.dumps(request)))}", fg="cyan")
         self._title("Promote the same release to production")
         self._run("promote", "--from", "staging", "--to", "production", "--reason", "verified on staging")
         self._check("production answers with it", self._curl("production").release == FIRST)
@@ -140,6 +158,7 @@ class _Demo:
         self._check("east goes on serving", self._curl("production").release == FIRST)
         self._gateways[0].stop()
         self._gateways[0] = self._start_gateway("east")
+        self._gateways[0].wait_until_synced()
         self._check("east, started anew without a control plane, serves too", self._curl("staging").release == SECOND)
 
     def _title(self, text: str) -> None:
@@ -153,7 +172,7 @@ class _Demo:
         """Runs the real command; it must succeed, or be refused with this reason."""
         from control_plane.cli import main
 
-        shown = " ".join(json.dumps(argument) if " " in argument else argument for argument in arguments)
+        shown = " ".join(_quoted(argument) for argument in arguments)
         click.secho(f"$ pointsman {shown}", fg="cyan")
         environment = {
             "POINTSMAN_SERVER": self._control_plane.grpc,
@@ -177,7 +196,7 @@ class _Demo:
         request = urllib.request.Request(url, json.dumps(MESSAGE).encode(), headers, method="POST")
         started = time.monotonic()
         try:
-            response = urllib.request.urlopen(request, timeout=10)  # noqa: S310 -- our own gateway
+            response = direct.open(request, timeout=10)
         except urllib.error.HTTPError as error:
             response = error
         except urllib.error.URLError as error:
@@ -187,7 +206,7 @@ class _Demo:
             body = json.loads(response.read())
             answered = Answered(response.status, response.headers.get("X-Release", ""), body, (time.monotonic() - started) * 1000)
         if shown:
-            click.secho(f"$ curl -X POST {url} -H 'X-Environment: {environment}' -d '{json.dumps(MESSAGE)}'", fg="cyan")
+            click.secho(f"$ {CURL} -H 'X-Environment: {environment}' -d '{json.dumps(MESSAGE)}'", fg="cyan")
             told = body.get("reply") or f"{body.get('error')}: {body.get('message')}"
             click.echo(f"  {answered.status}, X-Release: {answered.release or '-'}, {answered.milliseconds:.0f} ms: {told}")
         return answered
@@ -200,3 +219,8 @@ class _Demo:
         if not held:
             raise DemoFailedError(f"expected: {what}; see the output above")
         click.secho(f"  ok: {what}", fg="green")
+
+
+def _quoted(argument: str) -> str:
+    """As a person would write it in a shell."""
+    return f'"{argument}"' if " " in argument and not set(argument) & set('"$`\\') else shlex.quote(argument)

@@ -33,14 +33,16 @@ def command(data_dir: Path, app_file: Path | None, app: str, **ports: int) -> No
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: ended.set())
     with contextlib.ExitStack() as stack:
         try:
-            orders_port = stack.enter_context(order_service(ports["orders_port"]))
+            orders_port = _serve_orders(stack, data_dir, ports["orders_port"])
             control_plane, gateway = _start(stack, data_dir, ports)
-        except (ChildFailedError, OSError) as error:
+        except ChildFailedError as error:
             raise click.ClickException(str(error)) from error
+        except OSError as error:
+            raise click.ClickException(error.strerror or str(error)) from error
         _fill(control_plane, app, app_file.read_text() if app_file else sample_text(orders_port))
         _tell(control_plane, gateway, app, sample=app_file is None)
         died = _wait(ended, [control_plane, gateway])
@@ -48,6 +50,16 @@ def command(data_dir: Path, app_file: Path | None, app: str, **ports: int) -> No
             code = died.stop()
             raise click.ClickException(f"{died.name} ended by itself (exit status {code}):\n{died.last_words}")
         click.echo("stopping")
+
+
+def _serve_orders(stack: contextlib.ExitStack, data_dir: Path, port: int) -> int:
+    """Port 0 is the one of the first start: the release that is stored calls it there, and never changes."""
+    kept = data_dir / "orders-port"
+    if port == 0 and kept.exists():
+        port = int(kept.read_text())
+    port = stack.enter_context(order_service(port))
+    kept.write_text(str(port))
+    return port
 
 
 def _start(stack: contextlib.ExitStack, data_dir: Path, ports: dict[str, int]) -> tuple[Child, Child]:
@@ -64,45 +76,51 @@ def _start(stack: contextlib.ExitStack, data_dir: Path, ports: dict[str, int]) -
             *addresses("gateway"),
         )
     )
+    gateway.wait_until_synced()
     return control_plane, gateway
 
 
 def _fill(control_plane: Child, app: str, config: str) -> None:
-    """On the first start: the app, its first release, live in staging and production. Later starts leave alone what is there."""
+    """On the first start: the app, its first release, live in staging and production. Later starts leave alone what is there.
+
+    Expected revision 0 is "nothing is bound": a start that was cut off half-way is completed, a binding is never changed.
+    """
     from control_plane.cli import main
 
     def run(*arguments: str, stdin: str | None = None) -> Any:
         environment = {"POINTSMAN_SERVER": control_plane.grpc, "POINTSMAN_APP": app}
         return CliRunner().invoke(main, list(arguments), input=stdin, env=environment, prog_name="pointsman")
 
-    if run("release", "show", FIRST_RELEASE).exit_code == 0:
-        return
-    commands: list[tuple[tuple[str, ...], str | None]] = [
-        (("app", "push", "-"), config),
-        (("release", "create", FIRST_RELEASE, "--description", "The first one"), None),
-        (("deploy", FIRST_RELEASE, "--to", "staging"), None),
-        (("deploy", FIRST_RELEASE, "--to", "production"), None),
-    ]
+    commands: list[tuple[tuple[str, ...], str | None]] = []
+    if run("release", "show", FIRST_RELEASE).exit_code:
+        commands = [(("app", "push", "-"), config), (("release", "create", FIRST_RELEASE, "--description", "The first one"), None)]
+    commands += [(("deploy", FIRST_RELEASE, "--to", where, "--expected-revision", "0"), None) for where in ("staging", "production")]
     for arguments, stdin in commands:
         result = run(*arguments, stdin=stdin)
-        if result.exit_code:
+        if result.exit_code and "REVISION_CONFLICT" not in result.output:
             raise click.ClickException(f"pointsman {' '.join(arguments)}: {result.output.strip()}")
 
 
 def _tell(control_plane: Child, gateway: Child, app: str, *, sample: bool) -> None:
     click.echo(f"ready: dev grpc={control_plane.grpc} http={control_plane.http} gateway-grpc={gateway.grpc} gateway-http={gateway.http}")
-    trigger = "pointsman.v1.TriggerService/Trigger"
-    lines = [f"{app} {FIRST_RELEASE} was deployed to staging and production. Try it from another terminal:", ""]
+    lines = [f"{FIRST_RELEASE} of {app} is in staging and production since the first start. Try it from another terminal:", ""]
+    if (control_plane.grpc, gateway.grpc) != ("127.0.0.1:7400", "127.0.0.1:7500"):
+        lines.append(f"  export POINTSMAN_SERVER={control_plane.grpc} POINTSMAN_GATEWAY={gateway.grpc}")
+    lines.append("  pointsman status")
     if sample:
         message = '{"message": "Where is order 1234?"}'
-        headers = "-H 'Content-Type: application/json' -H 'X-Environment: staging'"
+        curl = f"curl -sS -i -X POST http://{gateway.http}/v1/trigger/chat"
         request = f'{{"app": "{app}", "environment": "staging", "endpoint": "chat", "input": {message}}}'
         lines += [
-            f"  curl -s -X POST http://{gateway.http}/v1/trigger/chat {headers} -d '{message}'",
-            f"  grpcurl -plaintext -d '{request}' {gateway.grpc} {trigger}",
+            f"  pointsman trigger chat -e staging -d '{message}'",
+            f"  {curl} -H 'Content-Type: application/json' -H 'X-Environment: staging' -d '{message}'",
+            f"  grpcurl -plaintext -d '{request}' {gateway.grpc} pointsman.v1.TriggerService/Trigger",
         ]
     lines += [
-        f"  pointsman --help      # with POINTSMAN_SERVER={control_plane.grpc} POINTSMAN_GATEWAY={gateway.grpc} POINTSMAN_APP={app}",
+        "  pointsman app draft > app.yaml    # edit it, then",
+        '  pointsman app push app.yaml && pointsman release create v1.1.0 --description "what changed" --deploy-to staging',
+        "  pointsman promote --from staging --to production",
+        "  pointsman rollback production",
         f"  grpcurl -plaintext {control_plane.grpc} list",
         "",
         "Ctrl-C ends it.",

@@ -44,8 +44,11 @@ class _Orders(http.server.BaseHTTPRequestHandler):
 
 @contextmanager
 def order_service(port: int = ORDERS_PORT) -> Iterator[int]:
-    """Serves orders on loopback; gives the port. Raises OSError when it is taken."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), _Orders)
+    """Serves orders on loopback; gives the port. Raises OSError, which names the address, when it is taken."""
+    try:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", port), _Orders)
+    except OSError as error:
+        raise OSError(error.errno, f"the order service cannot listen on 127.0.0.1:{port}: {error.strerror}") from error
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, name="orders", daemon=True)
     thread.start()
