@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from data_plane.events import Emit, Event
 from data_plane.holder import Holder
 from data_plane.loaded import LoadedEndpoint
 from data_plane.lookup import Asked, Here, find_endpoint, find_release
@@ -49,8 +50,10 @@ class Gateway:
         """How many triggers run now."""
         return self._in_flight
 
-    async def trigger(self, asked: Asked) -> Answer:
+    async def trigger(self, asked: Asked, emit: Emit | None = None) -> Answer:
         """Runs one endpoint, wholly on one release. A caller that is cancelled leaves no step running.
+
+        With `emit` it tells how it goes, from execution_started, once nothing stands in the way of a start, to the last step.
 
         Raises:
             PointsmanError: any reason that TriggerService.Trigger documents; its metadata say which execution it was, where, and once
@@ -65,14 +68,14 @@ class Gateway:
                 left = MAX_FENCE_SECONDS if asked.seconds_left is None else asked.seconds_left
                 await self._holder.wait_for(asked.min_revision, min(left, MAX_FENCE_SECONDS))
             active = find_release(asked, self._holder.table, self._here)
-            return Answer(execution_id=execution_id, active=active, output=await self._run(asked, active, execution_id, started))
+            return Answer(execution_id=execution_id, active=active, output=await self._run(asked, active, execution_id, started, emit))
         except PointsmanError as error:
             self._attribute(error, execution_id, active)
             raise
         finally:
             self._in_flight -= 1
 
-    async def _run(self, asked: Asked, active: Active, execution_id: str, started: float) -> Any:
+    async def _run(self, asked: Asked, active: Active, execution_id: str, started: float, emit: Emit | None) -> Any:
         endpoint = find_endpoint(asked, active)
         given = _typed(asked.input, endpoint) if asked.method == "GET" else asked.input
         _check_input(endpoint, given)
@@ -85,11 +88,30 @@ class Gateway:
             input=given,
             deadline=started + seconds,
         )
-        if not endpoint.max_concurrency:
-            return await run(endpoint, Run(trigger, self._clients))
-        return await self._limited(endpoint, active, trigger)
+        running = Run(trigger, self._clients, emit=emit)
+        if endpoint.max_concurrency:
+            return await self._limited(endpoint, active, running)
+        return await self._begin(endpoint, active, running)
 
-    async def _limited(self, endpoint: LoadedEndpoint, active: Active, trigger: Trigger) -> Any:
+    async def _begin(self, endpoint: LoadedEndpoint, active: Active, running: Run) -> Any:
+        if running.emit is not None:
+            running.emit(Event("execution_started", self._described(active, running.trigger.execution_id)))
+        return await run(endpoint, running)
+
+    def _described(self, active: Active, execution_id: str) -> dict[str, Any]:
+        """What ran, as every answer tells it."""
+        bound = active.bound
+        return {
+            "execution_id": execution_id,
+            "app": bound.app,
+            "environment": bound.environment,
+            "release": bound.release,
+            "digest": bound.digest,
+            "revision": bound.revision,
+            "gateway_id": self.gateway_id,
+        }
+
+    async def _limited(self, endpoint: LoadedEndpoint, active: Active, running: Run) -> Any:
         """Refuses what is more than the endpoint's max_concurrency at the same time."""
         key = (*active.bound.key, endpoint.path)
         if self._running.get(key, 0) >= endpoint.max_concurrency:
@@ -103,7 +125,7 @@ class Gateway:
             )
         self._running[key] = self._running.get(key, 0) + 1
         try:
-            return await run(endpoint, Run(trigger, self._clients))
+            return await self._begin(endpoint, active, running)
         finally:
             self._running[key] -= 1
             if not self._running[key]:
@@ -111,12 +133,8 @@ class Gateway:
 
     def _attribute(self, error: PointsmanError, execution_id: str, active: Active | None) -> None:
         known = {"execution_id": execution_id, "gateway_id": self.gateway_id}
-        if active is not None:
-            bound = active.bound
-            known |= {"app": bound.app, "environment": bound.environment, "release": bound.release}
-            known |= {"digest": bound.digest, "revision": str(bound.revision)}
-        for key, value in known.items():
-            error.metadata.setdefault(key, value)
+        for key, value in (known if active is None else self._described(active, execution_id)).items():
+            error.metadata.setdefault(key, str(value))
 
 
 def _typed(query: dict[str, Any], endpoint: LoadedEndpoint) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from google.protobuf import json_format
 
 from data_plane.gateway import Answer, Gateway
 from data_plane.lookup import Asked
+from data_plane.sse import write_events
 from data_plane.status import Status
+from data_plane.streaming import told
 from pointsman.errors import (
     EndpointNotFound,
     Internal,
@@ -74,7 +76,11 @@ class HttpApp:
         path: str = scope["path"]
         try:
             if path.startswith(TRIGGER_PREFIX):
-                answer = await self._trigger(path[len(TRIGGER_PREFIX) :], scope, receive)
+                asked, streamed = await _asked(path[len(TRIGGER_PREFIX) :], scope, receive)
+                if streamed:
+                    await self._stream(asked, receive, send)
+                    return
+                answer = await self._trigger(asked, receive)
                 status, headers, body = 200, self._headers(answer), _encode(answer.output)
             else:
                 status, headers, body = self._page(path, scope["method"])
@@ -91,22 +97,21 @@ class HttpApp:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
-    async def _trigger(self, endpoint: str, scope: Scope, receive: Receive) -> Answer:
-        headers = _Headers(scope["headers"])
-        method: str = scope["method"]
-        given = _query(scope["query_string"]) if method == "GET" else _body(await _read(receive, headers))
-        asked = Asked(
-            endpoint=endpoint,
-            input=given,
-            method=method,
-            app=headers.text("x-app"),
-            environment=headers.text("x-environment"),
-            release=headers.text("x-release"),
-            min_revision=headers.integer("x-min-revision"),
-        )
+    async def _trigger(self, asked: Asked, receive: Receive) -> Answer:
         with _Watch(receive) as watch:
             try:
                 return await self._gateway.trigger(asked)
+            except asyncio.CancelledError:
+                if watch.hung_up:
+                    raise _HungUpError from None
+                raise
+
+    async def _stream(self, asked: Asked, receive: Receive, send: Send) -> None:
+        """The answer as server-sent events. What is refused before the start raises, and is answered as ever."""
+        with _Watch(receive) as watch:
+            try:
+                async with told(self._gateway, asked) as events:
+                    await write_events(events, send)
             except asyncio.CancelledError:
                 if watch.hung_up:
                     raise _HungUpError from None
@@ -192,11 +197,14 @@ class _Watch:
         running.cancel()
 
 
+_OTHER_HEADERS = frozenset({b"content-length", b"accept"})
+
+
 class _Headers:
     """The request headers that are asked for, by name in small letters."""
 
     def __init__(self, raw: Iterable[tuple[bytes, bytes]]) -> None:
-        self._raw = {name: value for name, value in raw if name.startswith(b"x-") or name == b"content-length"}
+        self._raw = {name: value for name, value in raw if name.startswith(b"x-") or name in _OTHER_HEADERS}
 
     def text(self, name: str) -> str:
         return self._raw.get(name.encode(), b"").decode("latin-1").strip()
@@ -209,6 +217,23 @@ class _Headers:
         if not text.isdecimal() or len(text) > 18:
             raise InvalidField([Violation(name.title(), f"{text[:40]!r} is not a revision, such as 57")])
         return int(text)
+
+
+async def _asked(endpoint: str, scope: Scope, receive: Receive) -> tuple[Asked, bool]:
+    """What is asked for, and whether it shall be told as it goes. Raises InvalidInput, InvalidField, TooLarge."""
+    headers = _Headers(scope["headers"])
+    method: str = scope["method"]
+    given = _query(scope["query_string"]) if method == "GET" else _body(await _read(receive, headers))
+    asked = Asked(
+        endpoint=endpoint,
+        input=given,
+        method=method,
+        app=headers.text("x-app"),
+        environment=headers.text("x-environment"),
+        release=headers.text("x-release"),
+        min_revision=headers.integer("x-min-revision"),
+    )
+    return asked, "text/event-stream" in headers.text("accept")
 
 
 async def _read(receive: Receive, headers: _Headers) -> bytes:

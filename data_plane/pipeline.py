@@ -12,9 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from data_plane.events import Emit, output_delta, step_finished, step_started
 from data_plane.loaded import LoadedEndpoint, LoadedStage, LoadedStep
 from data_plane.steps import StepError
-from data_plane.steps.base import Clients
+from data_plane.steps.base import Clients, StepContext
 from pointsman.errors import PointsmanError, StepFailed, StepTimeout
 from pointsman.expressions import Expression, ExpressionError
 
@@ -59,8 +60,14 @@ class Run:
     variables: dict[str, Any] = field(init=False)
     steps: list[StepRecord] = field(default_factory=list)
     last_output: Any = None
+    emit: Emit | None = None
     pause: Callable[[float], Any] = asyncio.sleep
     jitter: Callable[[float, float], float] = random.uniform
+
+    def context(self, step: LoadedStep) -> StepContext:
+        """What the step is given."""
+        emit = self.emit
+        return StepContext(self.clients, None if emit is None else lambda text: emit(output_delta(step.name, text)))
 
     def __post_init__(self) -> None:
         trigger = self.trigger
@@ -112,6 +119,8 @@ async def _step(stage: LoadedStage, step: LoadedStep, running: Run) -> None:
         return
     record = StepRecord(stage.name, step.name, step.kind, time.time())
     running.steps.append(record)
+    if running.emit is not None:
+        running.emit(step_started(stage.name, step.name, step.kind))
     started = time.monotonic()
     try:
         output = await _attempts(stage, step, running, record, started)
@@ -128,6 +137,10 @@ async def _step(stage: LoadedStage, step: LoadedStep, running: Run) -> None:
         running.variables["steps"][step.name] = None
     finally:
         record.seconds = time.monotonic() - started
+        if running.emit is not None:
+            running.emit(
+                step_finished(stage.name, step.name, record.outcome, attempts=record.attempts, seconds=record.seconds, error=record.error)
+            )
 
 
 async def _attempts(stage: LoadedStage, step: LoadedStep, running: Run, record: StepRecord, started: float) -> Any:
@@ -137,7 +150,7 @@ async def _attempts(stage: LoadedStage, step: LoadedStep, running: Run, record: 
     while True:
         record.attempts += 1
         try:
-            output = step.run(running.variables, running.clients)
+            output = step.run(running.variables, running.context(step))
             if hasattr(output, "__await__"):
                 async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline - time.monotonic()):
                     output = await output

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from typing import Any
+
 import grpc.aio
+from google.protobuf import json_format
 
 from data_plane.gateway import Gateway
 from data_plane.http import MAX_BODY_BYTES
 from data_plane.lookup import Asked
 from data_plane.status import Status
+from data_plane.streaming import told
 from pointsman.errors import InvalidInput, TooLarge, Violation
 from pointsman.v1 import trigger_pb2 as pb
 from pointsman.v1 import trigger_pb2_grpc
 from pointsman.values import NUL_REFUSED, from_struct, has_nul, to_value
 
-Context = grpc.aio.ServicerContext[pb.TriggerRequest, pb.TriggerResponse]
+Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class TriggerServicer(trigger_pb2_grpc.TriggerServiceServicer):
@@ -24,23 +29,7 @@ class TriggerServicer(trigger_pb2_grpc.TriggerServiceServicer):
 
     async def Trigger(self, request: pb.TriggerRequest, context: Context) -> pb.TriggerResponse:
         """See trigger.proto."""
-        size = request.ByteSize()
-        if size > MAX_BODY_BYTES:
-            raise TooLarge("The request", limit=MAX_BODY_BYTES, given=size)
-        given = from_struct(request.input)
-        if has_nul(given):
-            raise InvalidInput([Violation("", f"the input {NUL_REFUSED}")])
-        answer = await self._gateway.trigger(
-            Asked(
-                app=request.app,
-                environment=request.environment,
-                endpoint=request.endpoint,
-                input=given,
-                release=request.release,
-                min_revision=request.min_revision,
-                seconds_left=context.time_remaining(),
-            )
-        )
+        answer = await self._gateway.trigger(_asked(request, context))
         bound = answer.active.bound
         return pb.TriggerResponse(
             execution_id=answer.execution_id,
@@ -52,6 +41,33 @@ class TriggerServicer(trigger_pb2_grpc.TriggerServiceServicer):
             gateway_id=self._gateway.gateway_id,
             output=to_value(answer.output),
         )
+
+    async def TriggerStream(self, request: pb.TriggerStreamRequest, context: Context) -> AsyncIterator[pb.TriggerStreamResponse]:
+        """See trigger.proto."""
+        async with told(self._gateway, _asked(request, context)) as events:
+            sequence = 0
+            async for event in events:
+                sequence += 1
+                yield json_format.ParseDict({"sequence": sequence, event.name: event.data}, pb.TriggerStreamResponse())
+
+
+def _asked(request: pb.TriggerRequest | pb.TriggerStreamRequest, context: Context) -> Asked:
+    """What is asked for. Raises TooLarge, InvalidInput."""
+    size = request.ByteSize()
+    if size > MAX_BODY_BYTES:
+        raise TooLarge("The request", limit=MAX_BODY_BYTES, given=size)
+    given = from_struct(request.input)
+    if has_nul(given):
+        raise InvalidInput([Violation("", f"the input {NUL_REFUSED}")])
+    return Asked(
+        app=request.app,
+        environment=request.environment,
+        endpoint=request.endpoint,
+        input=given,
+        release=request.release,
+        min_revision=request.min_revision,
+        seconds_left=context.time_remaining(),
+    )
 
 
 class GatewayStatusServicer(trigger_pb2_grpc.GatewayStatusServiceServicer):

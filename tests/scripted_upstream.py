@@ -86,14 +86,40 @@ class ScriptedUpstream:
         return JSONResponse({"method": request.method, "path": path, "query": dict(request.query_params), "body": given})
 
     async def _complete(self, request: Request) -> Response:
-        await self._note(request)
+        body = json.loads(await self._note(request))
         answer = self.completions.pop(0)
+        if body.get("stream") and not isinstance(answer, int):
+            return StreamingResponse(self._pieces(answer), media_type="text/event-stream")
         if isinstance(answer, int):
             return JSONResponse({"error": {"message": f"scripted {answer}"}}, answer)
         if isinstance(answer, str):
             answer = {"role": "assistant", "content": answer}
         usage = {"prompt_tokens": 11, "completion_tokens": 5, "total_tokens": 16}
         return JSONResponse({"choices": [{"index": 0, "message": answer, "finish_reason": "stop"}], "usage": usage})
+
+    async def _pieces(self, answer: Any) -> AsyncIterator[str]:
+        """A text word by word, or tool calls with their arguments in halves; `<hang>` waits, `<cut>` ends it at once."""
+        deltas: list[dict[str, Any]] = []
+        if isinstance(answer, str):
+            deltas = [{"content": word} for word in answer.split("|")]
+        else:
+            for index, call in enumerate(answer["tool_calls"]):
+                function, half = call["function"], len(call["function"]["arguments"]) // 2
+                deltas.append({"tool_calls": [{"index": index, "id": call["id"], "function": {"name": function["name"], "arguments": ""}}]})
+                for part in (function["arguments"][:half], function["arguments"][half:]):
+                    deltas.append({"tool_calls": [{"index": index, "function": {"arguments": part}}]})
+        for delta in deltas:
+            if delta.get("content") == "<cut>":
+                return
+            if delta.get("content") == "<hang>":
+                self.hanging += 1
+                try:
+                    await self.release.wait()
+                finally:
+                    self.hanging -= 1
+                continue
+            yield f"data: {json.dumps({'choices': [{'index': 0, 'delta': delta}]})}\n\n"
+        yield f"data: {json.dumps({'choices': [{'index': 0, 'delta': {}, 'finish_reason': 'stop'}]})}\n\ndata: [DONE]\n\n"
 
 
 async def _cut() -> AsyncIterator[bytes]:

@@ -61,7 +61,15 @@ class Clients:
         await self.http.aclose()
 
 
-Runner = Callable[[Variables, Clients], Any | Awaitable[Any]]
+@dataclass(slots=True)
+class StepContext:
+    """What a running step is given besides its variables. `delta`, when somebody listens, takes text as a model writes it."""
+
+    clients: Clients
+    delta: Callable[[str], None] | None = None
+
+
+Runner = Callable[[Variables, StepContext], Any | Awaitable[Any]]
 
 
 async def read_body(response: httpx2.Response, who: str, *, retryable: bool) -> bytes:

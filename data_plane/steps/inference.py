@@ -21,12 +21,14 @@ from data_plane.steps.base import (
     Clients,
     Compiling,
     Runner,
+    StepContext,
     StepError,
     Variables,
     cause_of,
     read_body,
     retry_after,
 )
+from data_plane.steps.sse import read_stream
 from data_plane.steps.tool_call import ToolCaller, compile_tool
 from pointsman.expressions import ExpressionError, compile_template
 from pointsman.schemas import Schema, compile_schema
@@ -104,10 +106,10 @@ class _Conversation:
             parameters["tools"] = described
         return parameters
 
-    async def run(self, variables: Variables, clients: Clients) -> Any:
+    async def run(self, variables: Variables, context: StepContext) -> Any:
         """The output. Raises StepError."""
         messages = self._messages(variables)
-        text = await self._talk(messages, variables, clients)
+        text = await self._talk(messages, variables, context)
         if self._schema is None:
             return text
         found, problem = _parsed(text, self._schema)
@@ -117,7 +119,7 @@ class _Conversation:
                 {"role": "assistant", "content": text},
                 {"role": "user", "content": f"That was not accepted: {problem}. Answer again."},
             ]
-            found, problem = _parsed(await self._talk(messages, variables, clients), self._schema)
+            found, problem = _parsed(await self._talk(messages, variables, context), self._schema)
         if problem:
             raise StepError(f"model {self._name!r} did not answer as response_schema asks, twice: {problem}")
         return found
@@ -134,11 +136,11 @@ class _Conversation:
             raise StepError("it has no prompt, and the input has no messages: a list of {role, content}")
         return messages + history
 
-    async def _talk(self, messages: list[Message], variables: Variables, clients: Clients) -> str:
+    async def _talk(self, messages: list[Message], variables: Variables, context: StepContext) -> str:
         """Asks until the model answers in words, calling the tools that it asks for."""
         calls = 0
         while True:
-            message = await self._ask(messages, clients)
+            message = await self._ask(messages, context)
             wanted = message.get("tool_calls") or []
             if not wanted:
                 content = message.get("content")
@@ -152,7 +154,7 @@ class _Conversation:
                 raise StepError(f"model {self._name!r} asked for more than {self._max_tool_calls} tool calls (max_tool_calls)")
             messages.append({"role": "assistant", "content": message.get("content"), "tool_calls": wanted})
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._call_tool(call, variables, clients)) for call in wanted]
+                tasks = [group.create_task(self._call_tool(call, variables, context.clients)) for call in wanted]
             messages += [task.result() for task in tasks]
 
     async def _call_tool(self, call: Message, variables: Variables, clients: Clients) -> Message:
@@ -172,14 +174,14 @@ class _Conversation:
             content = f"error: {error}"
         return _told(call, content)
 
-    async def _ask(self, messages: list[Message], clients: Clients) -> Message:
+    async def _ask(self, messages: list[Message], context: StepContext) -> Message:
         """One answer, from the first target that gives one. Raises the last target's StepError."""
         last: StepError | None = None
         now = time.monotonic()
         usable = [target for target in self._targets if target.passed_over_until <= now] or self._targets
         for target in usable:
             try:
-                message = await self._ask_target(target, messages, clients)
+                message = await self._ask_target(target, messages, context)
             except StepError as error:
                 target.failed(time.monotonic())
                 last = error
@@ -191,17 +193,23 @@ class _Conversation:
         assert last is not None, "a model has at least one target"
         raise last
 
-    async def _ask_target(self, target: _Target, messages: list[Message], clients: Clients) -> Message:
-        body = msgspec.json.encode({"model": target.model, "messages": messages, **self._parameters})
-        who = f"model {self._name!r}"
+    async def _ask_target(self, target: _Target, messages: list[Message], context: StepContext) -> Message:
+        # A value by schema is not told as it is written: it may be refused and written anew.
+        delta = context.delta if self._schema is None else None
+        body: dict[str, Any] = {"model": target.model, "messages": messages, **self._parameters}
+        if delta is not None:
+            body["stream"] = True
+        who, http = f"model {self._name!r}", context.clients.http
         try:
-            request = clients.http.build_request("POST", target.url, headers=target.headers, content=body)
-            response = await clients.http.send(request, stream=True)
+            request = http.build_request("POST", target.url, headers=target.headers, content=msgspec.json.encode(body))
+            response = await http.send(request, stream=True)
         except httpx2.InvalidURL as error:
             raise StepError(f"{who}: its base_url is not a URL: {error}") from None
         except httpx2.TransportError as error:
             raise StepError(f"{who} cannot be reached: {cause_of(error)}", retryable=True) from None
         try:
+            if delta is not None and response.is_success and "event-stream" in response.headers.get("content-type", ""):
+                return await read_stream(response, who, delta)
             answer = await read_body(response, who, retryable=True)
         finally:
             await response.aclose()
@@ -211,7 +219,10 @@ class _Conversation:
             raise StepError(
                 f"{who} answered {response.status_code}: {shown}", retryable=retryable, retry_after_seconds=retry_after(response)
             )
-        return _message(who, answer)
+        message = _message(who, answer)
+        if delta is not None and isinstance(message.get("content"), str):
+            delta(message["content"])
+        return message
 
 
 def _message(who: str, body: bytes) -> Message:

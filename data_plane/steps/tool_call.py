@@ -15,6 +15,7 @@ from data_plane.steps.base import (
     Clients,
     Compiling,
     Runner,
+    StepContext,
     StepError,
     Variables,
     cause_of,
@@ -40,12 +41,12 @@ def compile_step(compiling: Compiling, step: Step) -> Runner:
     arguments = compile_expression(step.tool_call.arguments) if step.tool_call.arguments else None
     call = compile_tool(tool, compiling)
 
-    async def run(variables: Variables, clients: Clients) -> Any:
+    async def run(variables: Variables, context: StepContext) -> Any:
         try:
             given = arguments.evaluate(variables) if arguments else {}
         except ExpressionError as error:
             raise StepError(f"its arguments: {error}") from None
-        return await call(given, variables, clients)
+        return await call(given, variables, context.clients)
 
     return run
 

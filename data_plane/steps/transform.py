@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from data_plane.steps.base import Clients, Compiling, Runner, StepError, Variables
+from data_plane.steps.base import Compiling, Runner, StepContext, StepError, Variables
 from pointsman.expressions import ExpressionError, compile_expression
 from pointsman.v1.config_pb2 import Step
 
@@ -13,7 +13,7 @@ def compile_step(_compiling: Compiling, step: Step) -> Runner:
     """Needs no waiting."""
     evaluate = compile_expression(step.transform.expression).evaluate
 
-    def run(variables: Variables, _clients: Clients) -> Any:
+    def run(variables: Variables, _context: StepContext) -> Any:
         try:
             return evaluate(variables)
         except ExpressionError as error:

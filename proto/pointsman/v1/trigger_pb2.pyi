@@ -120,6 +120,324 @@ class TriggerResponse(_message.Message):
 Global___TriggerResponse: _TypeAlias = TriggerResponse  # noqa: Y015
 
 @_typing.final
+class TriggerStreamRequest(_message.Message):
+    """Asks to run an endpoint and to be told as it goes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_FIELD_NUMBER: _builtins.int
+    ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    MIN_REVISION_FIELD_NUMBER: _builtins.int
+    RELEASE_FIELD_NUMBER: _builtins.int
+    app: _builtins.str
+    """Whose endpoint; absent: the only app on this gateway."""
+    environment: _builtins.str
+    """Where; absent: the gateway's default environment."""
+    endpoint: _builtins.str
+    """The endpoint's path; a leading slash is ignored."""
+    min_revision: _builtins.int
+    """Never run on anything older: a gateway that is behind waits, at most 2 s, then answers BEHIND."""
+    release: _builtins.str
+    """Run exactly the release with this tag, or refuse with RELEASE_NOT_LOADED."""
+    @_builtins.property
+    def input(self) -> _struct_pb2.Struct:
+        """`input` of the expressions; absent: {}."""
+
+    def __init__(
+        self,
+        *,
+        app: _builtins.str = ...,
+        environment: _builtins.str = ...,
+        endpoint: _builtins.str = ...,
+        input: _struct_pb2.Struct | None = ...,
+        min_revision: _builtins.int | None = ...,
+        release: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_revision", b"_min_revision", "input", b"input", "min_revision", b"min_revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_revision", b"_min_revision", "app", b"app", "endpoint", b"endpoint", "environment", b"environment", "input", b"input", "min_revision", b"min_revision", "release", b"release"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__min_revision: _TypeAlias = _typing.Literal["min_revision"]  # noqa: Y015
+    _WhichOneofArgType__min_revision: _TypeAlias = _typing.Literal["_min_revision", b"_min_revision"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_revision) -> _WhichOneofReturnType__min_revision | None: ...
+
+Global___TriggerStreamRequest: _TypeAlias = TriggerStreamRequest  # noqa: Y015
+
+@_typing.final
+class TriggerStreamResponse(_message.Message):
+    """One event of an execution. Over HTTP (`Accept: text/event-stream`) the same: `event:` is the name with a dot for the first
+    underscore (`execution.started`), `id:` the sequence, `data:` the message as JSON.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ExecutionStarted(_message.Message):
+        """The first event: what runs."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        EXECUTION_ID_FIELD_NUMBER: _builtins.int
+        APP_FIELD_NUMBER: _builtins.int
+        ENVIRONMENT_FIELD_NUMBER: _builtins.int
+        RELEASE_FIELD_NUMBER: _builtins.int
+        DIGEST_FIELD_NUMBER: _builtins.int
+        REVISION_FIELD_NUMBER: _builtins.int
+        GATEWAY_ID_FIELD_NUMBER: _builtins.int
+        execution_id: _builtins.str
+        """UUID, time-ordered."""
+        app: _builtins.str
+        """Whose endpoint."""
+        environment: _builtins.str
+        """Where."""
+        release: _builtins.str
+        """Tag of the release that runs."""
+        digest: _builtins.str
+        """Its digest."""
+        revision: _builtins.int
+        """At which it was bound."""
+        gateway_id: _builtins.str
+        """Who runs it."""
+        def __init__(
+            self,
+            *,
+            execution_id: _builtins.str = ...,
+            app: _builtins.str = ...,
+            environment: _builtins.str = ...,
+            release: _builtins.str = ...,
+            digest: _builtins.str = ...,
+            revision: _builtins.int = ...,
+            gateway_id: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "digest", b"digest", "environment", b"environment", "execution_id", b"execution_id", "gateway_id", b"gateway_id", "release", b"release", "revision", b"revision"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class StepStarted(_message.Message):
+        """A step begins. Steps that are skipped have no events."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        STAGE_FIELD_NUMBER: _builtins.int
+        STEP_FIELD_NUMBER: _builtins.int
+        KIND_FIELD_NUMBER: _builtins.int
+        stage: _builtins.str
+        """Of the step."""
+        step: _builtins.str
+        """Of the step."""
+        kind: _builtins.str
+        """inference, tool_call or transform."""
+        def __init__(
+            self,
+            *,
+            stage: _builtins.str = ...,
+            step: _builtins.str = ...,
+            kind: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "stage", b"stage", "step", b"step"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class StepFinished(_message.Message):
+        """A step has ended."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        STAGE_FIELD_NUMBER: _builtins.int
+        STEP_FIELD_NUMBER: _builtins.int
+        OUTCOME_FIELD_NUMBER: _builtins.int
+        ATTEMPTS_FIELD_NUMBER: _builtins.int
+        DURATION_FIELD_NUMBER: _builtins.int
+        ERROR_FIELD_NUMBER: _builtins.int
+        stage: _builtins.str
+        """Of the step."""
+        step: _builtins.str
+        """Of the step."""
+        outcome: _builtins.str
+        """SUCCEEDED, FAILED or CANCELLED."""
+        attempts: _builtins.int
+        """1, and one more for each retry."""
+        error: _builtins.str
+        """Why it failed; else empty."""
+        @_builtins.property
+        def duration(self) -> _duration_pb2.Duration:
+            """Of all attempts."""
+
+        def __init__(
+            self,
+            *,
+            stage: _builtins.str = ...,
+            step: _builtins.str = ...,
+            outcome: _builtins.str = ...,
+            attempts: _builtins.int = ...,
+            duration: _duration_pb2.Duration | None = ...,
+            error: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "duration", b"duration", "error", b"error", "outcome", b"outcome", "stage", b"stage", "step", b"step"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class OutputDelta(_message.Message):
+        """Text that a model has written since the last one. With a slow reader several become one."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        STEP_FIELD_NUMBER: _builtins.int
+        TEXT_FIELD_NUMBER: _builtins.int
+        step: _builtins.str
+        """Which step writes."""
+        text: _builtins.str
+        """The text."""
+        def __init__(
+            self,
+            *,
+            step: _builtins.str = ...,
+            text: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["step", b"step", "text", b"text"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class ExecutionCompleted(_message.Message):
+        """The last event of a success."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        OUTPUT_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def output(self) -> _struct_pb2.Value:
+            """The pipeline's output."""
+
+        def __init__(
+            self,
+            *,
+            output: _struct_pb2.Value | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["output", b"output"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["output", b"output"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class ExecutionFailed(_message.Message):
+        """The last event of a failure."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        @_typing.final
+        class DetailsEntry(_message.Message):
+            DESCRIPTOR: _descriptor.Descriptor
+
+            KEY_FIELD_NUMBER: _builtins.int
+            VALUE_FIELD_NUMBER: _builtins.int
+            key: _builtins.str
+            value: _builtins.str
+            def __init__(
+                self,
+                *,
+                key: _builtins.str = ...,
+                value: _builtins.str = ...,
+            ) -> None: ...
+            _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+            def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+            _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+            def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+            def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+        ERROR_FIELD_NUMBER: _builtins.int
+        MESSAGE_FIELD_NUMBER: _builtins.int
+        DETAILS_FIELD_NUMBER: _builtins.int
+        error: _builtins.str
+        """The reason's name."""
+        message: _builtins.str
+        """For a person."""
+        @_builtins.property
+        def details(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+            """The values that the message names."""
+
+        def __init__(
+            self,
+            *,
+            error: _builtins.str = ...,
+            message: _builtins.str = ...,
+            details: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["details", b"details", "error", b"error", "message", b"message"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    EXECUTION_STARTED_FIELD_NUMBER: _builtins.int
+    STEP_STARTED_FIELD_NUMBER: _builtins.int
+    STEP_FINISHED_FIELD_NUMBER: _builtins.int
+    OUTPUT_DELTA_FIELD_NUMBER: _builtins.int
+    EXECUTION_COMPLETED_FIELD_NUMBER: _builtins.int
+    EXECUTION_FAILED_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """1, 2, 3 ..."""
+    @_builtins.property
+    def execution_started(self) -> Global___TriggerStreamResponse.ExecutionStarted:
+        """First."""
+
+    @_builtins.property
+    def step_started(self) -> Global___TriggerStreamResponse.StepStarted:
+        """A step begins."""
+
+    @_builtins.property
+    def step_finished(self) -> Global___TriggerStreamResponse.StepFinished:
+        """A step has ended."""
+
+    @_builtins.property
+    def output_delta(self) -> Global___TriggerStreamResponse.OutputDelta:
+        """Text of a model."""
+
+    @_builtins.property
+    def execution_completed(self) -> Global___TriggerStreamResponse.ExecutionCompleted:
+        """Last, of a success."""
+
+    @_builtins.property
+    def execution_failed(self) -> Global___TriggerStreamResponse.ExecutionFailed:
+        """Last, of a failure."""
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        execution_started: Global___TriggerStreamResponse.ExecutionStarted | None = ...,
+        step_started: Global___TriggerStreamResponse.StepStarted | None = ...,
+        step_finished: Global___TriggerStreamResponse.StepFinished | None = ...,
+        output_delta: Global___TriggerStreamResponse.OutputDelta | None = ...,
+        execution_completed: Global___TriggerStreamResponse.ExecutionCompleted | None = ...,
+        execution_failed: Global___TriggerStreamResponse.ExecutionFailed | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "execution_completed", b"execution_completed", "execution_failed", b"execution_failed", "execution_started", b"execution_started", "output_delta", b"output_delta", "step_finished", b"step_finished", "step_started", b"step_started"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "execution_completed", b"execution_completed", "execution_failed", b"execution_failed", "execution_started", b"execution_started", "output_delta", b"output_delta", "sequence", b"sequence", "step_finished", b"step_finished", "step_started", b"step_started"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["execution_started", "step_started", "step_finished", "output_delta", "execution_completed", "execution_failed"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___TriggerStreamResponse: _TypeAlias = TriggerStreamResponse  # noqa: Y015
+
+@_typing.final
 class GetStatusRequest(_message.Message):
     """Asks for the gateway's status."""
 

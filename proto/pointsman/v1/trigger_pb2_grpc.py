@@ -40,6 +40,11 @@ class TriggerServiceStub:
                 request_serializer=pointsman_dot_v1_dot_trigger__pb2.TriggerRequest.SerializeToString,
                 response_deserializer=pointsman_dot_v1_dot_trigger__pb2.TriggerResponse.FromString,
                 _registered_method=True)
+        self.TriggerStream = channel.unary_stream(
+                '/pointsman.v1.TriggerService/TriggerStream',
+                request_serializer=pointsman_dot_v1_dot_trigger__pb2.TriggerStreamRequest.SerializeToString,
+                response_deserializer=pointsman_dot_v1_dot_trigger__pb2.TriggerStreamResponse.FromString,
+                _registered_method=True)
 
 
 class TriggerServiceServicer:
@@ -56,6 +61,15 @@ class TriggerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TriggerStream(self, request, context):
+        """The same, told as it goes: execution_started, steps, the output as a model writes it, and at the end execution_completed or
+        execution_failed; after execution_failed the call ends with the error as its status. Refusals before the start are only a status.
+        A caller that goes away cancels the work. Errors: as Trigger.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TriggerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -63,6 +77,11 @@ def add_TriggerServiceServicer_to_server(servicer, server):
                     servicer.Trigger,
                     request_deserializer=pointsman_dot_v1_dot_trigger__pb2.TriggerRequest.FromString,
                     response_serializer=pointsman_dot_v1_dot_trigger__pb2.TriggerResponse.SerializeToString,
+            ),
+            'TriggerStream': grpc.unary_stream_rpc_method_handler(
+                    servicer.TriggerStream,
+                    request_deserializer=pointsman_dot_v1_dot_trigger__pb2.TriggerStreamRequest.FromString,
+                    response_serializer=pointsman_dot_v1_dot_trigger__pb2.TriggerStreamResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -93,6 +112,33 @@ class TriggerService:
             '/pointsman.v1.TriggerService/Trigger',
             pointsman_dot_v1_dot_trigger__pb2.TriggerRequest.SerializeToString,
             pointsman_dot_v1_dot_trigger__pb2.TriggerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TriggerStream(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/pointsman.v1.TriggerService/TriggerStream',
+            pointsman_dot_v1_dot_trigger__pb2.TriggerStreamRequest.SerializeToString,
+            pointsman_dot_v1_dot_trigger__pb2.TriggerStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,11 @@ class TriggerServiceStub:
     BEHIND, NOT_SYNCED, TOO_LARGE, TOO_MANY, STEP_FAILED, STEP_TIMEOUT. Their metadata have execution_id and gateway_id too, and once a
     release was found its app, environment, release, digest and revision.
     """
+    TriggerStream: _grpc.UnaryStreamMultiCallable[_trigger_pb2.TriggerStreamRequest, _trigger_pb2.TriggerStreamResponse]
+    """The same, told as it goes: execution_started, steps, the output as a model writes it, and at the end execution_completed or
+    execution_failed; after execution_failed the call ends with the error as its status. Refusals before the start are only a status.
+    A caller that goes away cancels the work. Errors: as Trigger.
+    """
 
 @_typing.type_check_only
 class TriggerServiceAsyncStub(TriggerServiceStub):
@@ -50,6 +55,11 @@ class TriggerServiceAsyncStub(TriggerServiceStub):
     Errors: INVALID_FIELD, INVALID_INPUT, ENDPOINT_NOT_FOUND, NO_RELEASE_DEPLOYED, RELEASE_NOT_LOADED,
     BEHIND, NOT_SYNCED, TOO_LARGE, TOO_MANY, STEP_FAILED, STEP_TIMEOUT. Their metadata have execution_id and gateway_id too, and once a
     release was found its app, environment, release, digest and revision.
+    """
+    TriggerStream: _aio.UnaryStreamMultiCallable[_trigger_pb2.TriggerStreamRequest, _trigger_pb2.TriggerStreamResponse]  # type: ignore[assignment]
+    """The same, told as it goes: execution_started, steps, the output as a model writes it, and at the end execution_completed or
+    execution_failed; after execution_failed the call ends with the error as its status. Refusals before the start are only a status.
+    A caller that goes away cancels the work. Errors: as Trigger.
     """
 
 class TriggerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -65,6 +75,17 @@ class TriggerServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: INVALID_FIELD, INVALID_INPUT, ENDPOINT_NOT_FOUND, NO_RELEASE_DEPLOYED, RELEASE_NOT_LOADED,
         BEHIND, NOT_SYNCED, TOO_LARGE, TOO_MANY, STEP_FAILED, STEP_TIMEOUT. Their metadata have execution_id and gateway_id too, and once a
         release was found its app, environment, release, digest and revision.
+        """
+
+    @_abc_1.abstractmethod
+    def TriggerStream(
+        self,
+        request: _trigger_pb2.TriggerStreamRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_trigger_pb2.TriggerStreamResponse], _abc.AsyncIterator[_trigger_pb2.TriggerStreamResponse]]:
+        """The same, told as it goes: execution_started, steps, the output as a model writes it, and at the end execution_completed or
+        execution_failed; after execution_failed the call ends with the error as its status. Refusals before the start are only a status.
+        A caller that goes away cancels the work. Errors: as Trigger.
         """
 
 def add_TriggerServiceServicer_to_server(servicer: TriggerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

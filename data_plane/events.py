@@ -1,0 +1,71 @@
+"""What a stream tells of an execution as it goes, and the bounded way from the runner to a reader that may be slow.
+
+An event's `data` is the message of TriggerStreamResponse by the proto JSON mapping, so that both doors tell the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+# Of one execution: some hundred steps at most, so only text can be more, and text is joined.
+JOIN_DELTAS_BEYOND = 64
+
+
+@dataclass(slots=True)
+class Event:
+    """`name` is the field of TriggerStreamResponse, such as `step_started`."""
+
+    name: str
+    data: dict[str, Any]
+
+    @property
+    def dotted(self) -> str:
+        """As SSE and the contract name it: `step.started`."""
+        return self.name.replace("_", ".", 1)
+
+
+Emit = Callable[[Event], None]
+
+
+def step_started(stage: str, step: str, kind: str) -> Event:
+    """A step begins."""
+    return Event("step_started", {"stage": stage, "step": step, "kind": kind})
+
+
+def step_finished(stage: str, step: str, outcome: str, *, attempts: int, seconds: float, error: str) -> Event:
+    """A step has ended."""
+    data: dict[str, Any] = {"stage": stage, "step": step, "outcome": outcome, "attempts": attempts, "duration": f"{seconds:.6f}s"}
+    return Event("step_finished", data | ({"error": error} if error else {}))
+
+
+def output_delta(step: str, text: str) -> Event:
+    """Text that a model has written."""
+    return Event("output_delta", {"step": step, "text": text})
+
+
+class Events:
+    """A queue with one reader. When it is slow, text of one step that waits beside other text becomes one event."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Event] = deque()
+        self._there = asyncio.Event()
+
+    def put(self, event: Event) -> None:
+        """Never waits."""
+        last = self._waiting[-1] if len(self._waiting) > JOIN_DELTAS_BEYOND else None
+        if last is not None and last.name == event.name == "output_delta" and last.data["step"] == event.data["step"]:
+            last.data["text"] += event.data["text"]
+        else:
+            self._waiting.append(event)
+        self._there.set()
+
+    async def get(self) -> Event:
+        """The next one."""
+        while not self._waiting:
+            self._there.clear()
+            await self._there.wait()
+        return self._waiting.popleft()

@@ -1,0 +1,53 @@
+"""A trigger told as it goes, for both doors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from data_plane.events import Event, Events
+from data_plane.gateway import Gateway
+from data_plane.lookup import Asked
+from pointsman.errors import PointsmanError
+
+
+@contextlib.asynccontextmanager
+async def told(gateway: Gateway, asked: Asked) -> AsyncIterator[AsyncIterator[Event]]:
+    """The events of one trigger. Leaving the context cancels the work, if it still goes on.
+
+    The iterator ends after execution_completed; after execution_failed it raises the error.
+
+    Raises:
+        PointsmanError: what is refused before the start, when the context is entered.
+    """
+    events = Events()
+    task = asyncio.create_task(gateway.trigger(asked, events.put), name="streamed trigger")
+    first = asyncio.create_task(events.get())
+    try:
+        await asyncio.wait({task, first}, return_when=asyncio.FIRST_COMPLETED)
+        if not first.done():
+            # It ended without a start: refused.
+            await task
+        yield _all(task, events, first.result())
+    finally:
+        first.cancel()
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, PointsmanError):
+            await task
+
+
+async def _all(task: asyncio.Task[object], events: Events, first: Event) -> AsyncIterator[Event]:
+    yield first
+    task.add_done_callback(lambda _: events.put(_END))
+    while (event := await events.get()) is not _END:
+        yield event
+    try:
+        answer = await task
+    except PointsmanError as error:
+        yield Event("execution_failed", {"error": error.reason_name, "message": error.message, "details": error.metadata})
+        raise
+    yield Event("execution_completed", {"output": getattr(answer, "output", None)})
+
+
+_END = Event("end", {})
