@@ -103,7 +103,7 @@ def _fill(control_plane: Child, app: str, config: str) -> None:
 
 def _tell(control_plane: Child, gateway: Child, app: str, *, sample: bool) -> None:
     click.echo(f"ready: dev grpc={control_plane.grpc} http={control_plane.http} gateway-grpc={gateway.grpc} gateway-http={gateway.http}")
-    lines = [f"{FIRST_RELEASE} of {app} is in staging and production since the first start. Try it from another terminal:", ""]
+    lines = [f"{app} began with {FIRST_RELEASE} in staging and production. Try it from another terminal:", ""]
     if (control_plane.grpc, gateway.grpc) != ("127.0.0.1:7400", "127.0.0.1:7500"):
         lines.append(f"  export POINTSMAN_SERVER={control_plane.grpc} POINTSMAN_GATEWAY={gateway.grpc}")
     lines.append("  pointsman status")

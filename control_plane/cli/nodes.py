@@ -18,6 +18,8 @@ MAX_DEPTH = 30
 # Python refuses to convert integers of thousands of digits; such a number is a float anyway.
 MAX_NUMBER_CHARS = 400
 _INTEGER = re.compile(r"[-+]?[0-9]+")
+# An escaped backslash, or the two halves of one character.
+_PAIR = re.compile(r"\\\\|\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _WORDS = {"": None, "~": None} | {
     spelled: value
@@ -69,7 +71,8 @@ def compose(text: str) -> Node | None:
     text = text.removeprefix("\ufeff")
     if text.lstrip().startswith("{"):
         # JSON may be indented by tabs, YAML may not; inside JSON's texts they are not allowed, so none is lost.
-        text = text.replace("\t", " ")
+        # JSON writes characters beyond the first 65,536 as two escapes, which libyaml refuses.
+        text = _PAIR.sub(_character, text.replace("\t", " "))
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     events: Iterator[Any] = yaml.parse(text, Loader=loader)
     try:
@@ -97,7 +100,7 @@ def _node(event: Any, events: Iterator[Any], depth: int) -> Node:
         raise NotReadableError(f"{at}: tags ({event.tag}) are not taken; write the value alone")
     line, column = event.start_mark.line + 1, event.start_mark.column + 1
     if isinstance(event, yaml.ScalarEvent):
-        return Node(scalar(event.value) if event.implicit[0] else _text(event.value), line, column, _text(event.value))
+        return Node(scalar(event.value) if event.implicit[0] else event.value, line, column, event.value)
     if isinstance(event, yaml.SequenceStartEvent):
         items = []
         while not isinstance(event := next(events), yaml.SequenceEndEvent):
@@ -116,12 +119,13 @@ def scalar(written: str) -> Scalar:
         return _WORDS[written]
     if _INTEGER.fullmatch(written) and len(written) < MAX_NUMBER_CHARS:
         return int(written)
-    return float(written) if _FLOAT.fullmatch(written) else _text(written)
+    return float(written) if _FLOAT.fullmatch(written) else written
 
 
-def _text(written: str) -> str:
-    """With the two halves of a character that JSON escaped as a surrogate pair put together."""
-    return written.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+def _character(pair: re.Match[str]) -> str:
+    if pair[1] is None:
+        return pair[0]
+    return (bytes.fromhex(pair[1]) + bytes.fromhex(pair[2])).decode("utf-16-be")
 
 
 def _at(mark: Any) -> str:

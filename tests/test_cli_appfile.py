@@ -1,0 +1,249 @@
+"""App files: what is wrong is told at once, with its place; what is sound comes back as it was written."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+from google.protobuf import json_format
+
+from control_plane.cli import nodes
+from control_plane.cli.appfile import MAX_FILE_BYTES, read
+from control_plane.cli.nodes import NotReadableError
+from control_plane.cli.output import as_yaml, plain
+from control_plane.cli.sample import sample_text
+from pointsman.v1.config_pb2 import AppConfig
+from pointsman.v1.releases_pb2 import CreateReleaseRequest
+from tests.clients import cli
+from tests.processes import BIN
+from tests.processes import run as run_command
+from tests.sample_apps import as_yaml as written
+from tests.sample_apps import marked
+
+ENDPOINT = "endpoints:\n  - name: chat\n    pipeline: chat\n"
+PIPELINE = "pipelines:\n  - name: chat\n    stages:\n      - name: s\n        steps:\n          - {name: a, transform: {expression: '1'}}\n"
+
+
+def read_text(tmp_path, text):
+    file = tmp_path / "app.yaml"
+    file.write_text(text)
+    return read(str(file))
+
+
+def told(tmp_path, text):
+    """(line, column, path) of each violation, in order."""
+    return [(found.line, found.column, found.violation.field) for found in read_text(tmp_path, text).violations]
+
+
+@pytest.mark.parametrize(
+    ("more", "violations"),
+    [
+        ("    timeout: 10\n", [(4, 14, "endpoints[0].timeout")]),
+        ("    timeout: 1m\n", [(4, 14, "endpoints[0].timeout")]),
+        ("    maxConcurrency: lots\n", [(4, 21, "endpoints[0].max_concurrency")]),
+        ("    max_concurrency: 1.5\n", [(4, 22, "endpoints[0].max_concurrency")]),
+        ("    path: 10\n", [(4, 11, "endpoints[0].path")]),
+        ("    path: [a]\n", [(4, 11, "endpoints[0].path")]),
+        ("    tiemout: 10s\n", [(4, 5, "endpoints[0].tiemout")]),
+        ("    name: again\n", [(4, 5, "endpoints[0].name")]),
+        ("    input_schema: {}\n    inputSchema: {}\n", [(5, 5, "endpoints[0].input_schema")]),
+        ("    input_schema: {type: object, type: array}\n", [(4, 34, "endpoints[0].input_schema.type")]),
+        ("    input_schema: {maximum: 1e999}\n", [(4, 29, "endpoints[0].input_schema.maximum")]),
+        ("    input_schema: [1]\n", [(4, 19, "endpoints[0].input_schema")]),
+        ("    input_schema: {type: nothing}\n", [(4, 19, "endpoints[0].input_schema")]),
+        ("    ? [a]\n    : b\n", [(4, 7, "endpoints[0]")]),
+        ("    <<: {path: x}\n", [(4, 5, "endpoints[0].<<")]),
+        (
+            "tools:\n  - {name: t, http: {url: 'http://x', headers: {A: b, A: c, B: 3}}}\n",
+            [(5, 55, 'tools[0].http.headers["A"]'), (5, 64, 'tools[0].http.headers["B"]')],
+        ),
+        ("  - 5\n", [(4, 5, "endpoints[1]")]),
+        ("tools: {name: t}\n", [(4, 8, "tools")]),
+        ("models: 3\n", [(4, 9, "models")]),
+    ],
+)
+def test_a_violation_stands_where_it_is(tmp_path, more, violations):
+    assert told(tmp_path, ENDPOINT + more + PIPELINE) == violations
+
+
+def test_all_violations_come_at_once_in_the_order_of_the_file_those_of_the_rules_too(tmp_path):
+    text = (
+        "endpoints:\n"
+        "  - name: chat\n"
+        "    pipeline: nowhere\n"
+        "    timeout: 10\n"
+        "pipelines:\n"
+        "  - name: chat\n"
+        "    stages:\n"
+        "      - name: s\n"
+        "        mode: paralel\n"
+        "        steps:\n"
+        "          - name: a\n"
+        "            transform: {expression: '1 +'}\n"
+        "            tool_call: {tool: t}\n"
+    )
+    assert told(tmp_path, text) == [
+        (3, 15, "endpoints[0].pipeline"),
+        (4, 14, "endpoints[0].timeout"),
+        (9, 15, "pipelines[0].stages[0].mode"),
+        (12, 37, "pipelines[0].stages[0].steps[0].transform.expression"),
+        (13, 13, "pipelines[0].stages[0].steps[0].tool_call"),
+    ]
+    words = [found.violation.description for found in read_text(tmp_path, text).violations]
+    assert "10s" in words[1]
+    assert "Did you mean PARALLEL" in words[2]
+    assert "only one of transform and tool_call" in words[4]
+
+
+def test_what_follows_from_a_misspelt_name_is_not_told_too(tmp_path):
+    assert told(tmp_path, "endpoints:\n  - name: chat\n    pipelin: chat\n" + PIPELINE) == [(3, 5, "endpoints[0].pipelin")]
+
+
+def test_what_is_missing_is_told_where_it_should_be(tmp_path):
+    assert told(tmp_path, "endpoints:\n  - name: chat\n" + PIPELINE) == [(2, 5, "endpoints[0].pipeline")]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "empty"),
+        ("# nothing\n", "empty"),
+        ("- a\n- b", "line 1, column 1: the file must be a mapping"),
+        ("endpoints: [", "line 2"),
+        ("endpoints: []\n---\nendpoints: []\n", "line 2, column 1: a second document"),
+        ("a: &a [1]\nb: *a\n", "line 2, column 4: aliases (*a)"),
+        ("endpoints: !!python/object/apply:os.system [ls]\n", "line 1, column 12: tags"),
+        ("endpoints: !mine {}\n", "line 1, column 12: tags"),
+        ("a\0b", "control characters"),
+        ("a: " + "[" * 200, "nested deeper than 30 levels"),
+        ("a: " + "{a: " * 200, "nested deeper than 30 levels"),
+    ],
+)
+def test_what_cannot_be_read_is_told_with_its_place(tmp_path, text, words):
+    with pytest.raises(NotReadableError) as caught:
+        read_text(tmp_path, text)
+    assert words in str(caught.value)
+
+
+def test_a_file_that_is_no_text_or_too_large(tmp_path, monkeypatch):
+    file = tmp_path / "app.yaml"
+    file.write_bytes(b"endpoints: \xff\xfe")
+    with pytest.raises(NotReadableError, match="UTF-8 text: invalid start byte at byte 11"):
+        read(str(file))
+    monkeypatch.setattr("control_plane.cli.appfile.MAX_FILE_BYTES", 1000)
+    file.write_bytes(b"#" * 1001)
+    with pytest.raises(NotReadableError, match="more than 1000 bytes"):
+        read(str(file))
+    assert MAX_FILE_BYTES > 1000
+
+
+@pytest.mark.parametrize(
+    ("word", "means"),
+    [
+        ("no", "no"),
+        ("10:30", "10:30"),
+        ("2024-01-01", "2024-01-01"),
+        ("0o17", "0o17"),
+        (".inf", ".inf"),
+        ("1_000", "1_000"),
+        ("NO", "NO"),
+        ("=", "="),
+    ],
+)
+def test_words_that_yaml_once_took_for_something_else_are_text(tmp_path, word, means):
+    found = read_text(tmp_path, f"{ENDPOINT}    input_schema: {{enum: [{word}]}}\n{PIPELINE}")
+    assert found.violations == []
+    assert plain(found.config)["endpoints"][0]["input_schema"] == {"enum": [means]}
+
+
+@pytest.mark.parametrize(
+    ("word", "means"), [("true", True), ("Null", None), ("~", None), ("-12", -12), ("1.5", 1.5), ("1e3", 1000), ("'1'", "1")]
+)
+def test_words_that_are_values(word, means):
+    root = nodes.compose(f"a: {word}")
+    assert root is not None
+    assert root.pairs[0][1].content == means
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("{a: ", "}"), ("[", "]")])
+def test_the_deepest_schema_that_is_taken_is_one_that_protobuf_takes(tmp_path, opening, closing):
+    def nested(levels):
+        return read_text(tmp_path, f"{ENDPOINT}    input_schema: {{const: {opening * levels}1{closing * levels}}}\n{PIPELINE}")
+
+    found = nested(26)
+    assert found.violations == []
+    sent = CreateReleaseRequest(config=found.config)
+    assert CreateReleaseRequest.FromString(sent.SerializeToString()) == sent
+    with pytest.raises(NotReadableError, match="nested deeper"):
+        nested(27)
+
+
+def test_json_snake_case_and_camel_case_are_the_same(tmp_path):
+    config = marked("v1", "http://127.0.0.1:1/")
+    parsed = json_format.ParseDict(config, AppConfig())
+    camel = json.dumps(json_format.MessageToDict(parsed), indent="\t")
+    for text in (written(config), json.dumps(config), camel, "\ufeff" + camel):
+        found = read_text(tmp_path, text)
+        assert found.violations == []
+        assert found.config == parsed
+
+
+def test_json_escapes_of_two_halves_are_one_character(tmp_path):
+    found = read_text(tmp_path, '{"pipelines": [{"name": "p", "description": "\\ud83d\\ude00", "stages": []}]}')
+    assert found.config.pipelines[0].description == "😀"
+
+
+def test_what_draft_prints_is_read_as_the_same(tmp_path):
+    tricky = [
+        "1e3",
+        "08",
+        "0123",
+        "1.",
+        "yes",
+        "null",
+        "~",
+        "",
+        "a: b",
+        "# no",
+        "'",
+        '"',
+        "two\nlines\n",
+        "tab\t",
+        " x ",
+        "2024-01-01",
+        "😀",
+        "-",
+    ]
+    config = marked("v1") | {"tools": [{"name": "t", "http": {"method": "POST", "url": "http://127.0.0.1/", "body": "a\n  b\n"}}]}
+    config["endpoints"][0]["input_schema"] = {"enum": tricky, "properties": {word: {"const": word} for word in tricky}}
+    parsed = json_format.ParseDict(config, AppConfig())
+    found = read_text(tmp_path, as_yaml(plain(parsed)))
+    assert found.violations == []
+    assert found.config == parsed
+    assert yaml.safe_load(as_yaml(plain(parsed)))["endpoints"][0]["input_schema"]["enum"] == tricky
+
+
+async def test_validate_reads_the_standard_input_and_knows_the_sample():
+    done = await run_command(BIN / "pointsman", "app", "validate", "-", stdin=sample_text())
+    assert (done.code, done.stderr) == (0, "")
+    assert done.stdout == "the standard input is sound: 3 endpoints, 3 pipelines, 1 tools, 0 models\n"
+
+
+async def test_validate_tells_programs_too(tmp_path):
+    file = tmp_path / "app.yaml"
+    file.write_text("endpionts: []\n")
+    done = await cli("app", "validate", str(file), "-o", "json")
+    assert done.code == 1
+    assert json.loads(done.stdout) == {
+        "violations": [{"field": "endpionts", "description": "unknown field. Did you mean endpoints?", "line": 1, "column": 1}]
+    }
+    file.write_text("endpoints: []\n")
+    done = await cli("app", "validate", str(file), "-o", "json")
+    assert (done.code, json.loads(done.stdout)) == (0, {"violations": []})
+
+
+async def test_a_file_that_is_not_there_is_wrong_use(tmp_path):
+    done = await cli("app", "validate", str(tmp_path / "no.yaml"))
+    assert done.code == 2
+    assert "no.yaml: No such file" in done.stderr
