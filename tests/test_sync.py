@@ -249,6 +249,31 @@ async def test_a_fetch_that_hangs_is_overtaken(plane, gateway):
     never.set()
 
 
+async def test_what_was_given_up_is_loaded_when_it_is_wanted_again(plane, gateway, monkeypatch):
+    v1, v2 = plane.release(marked("v1")), plane.release(marked("v2"))
+    stream = await plane.stream()
+    await stream.update(1, (*SHOP, "v1", v1), synced=True)
+    never = asyncio.Event()
+    plane.faulty_fetch = lambda _digest, count: never if count == 1 else None
+    stream.tell(2, (*SHOP, "v2", v2))
+    await eventually(lambda: plane.fetches[v2] == 1)
+    take, held_back = sync_stream.Stream._take, []
+
+    def both_at_once(self, message) -> None:
+        """Before anything that the first of them cancels has had its turn."""
+        held_back.append(message)
+        if len(held_back) == 2:
+            for one in held_back:
+                take(self, one)
+
+    monkeypatch.setattr(sync_stream.Stream, "_take", both_at_once)
+    stream.tell(3, (*SHOP, "v1", v1))
+    stream.tell(4, (*SHOP, "v2", v2))
+    await stream.applied(4)
+    assert gateway.serves() == {SHOP: "v2"}
+    never.set()
+
+
 async def test_what_waits_for_bytes_that_do_not_come_goes_on_without_them_and_takes_them_when_they_come(plane, gateway, monkeypatch):
     monkeypatch.setattr(sync_stream, "PATIENCE_SECONDS", 0.1)
     v1, v2 = plane.release(marked("v1")), plane.release(marked("v2"))
@@ -297,7 +322,8 @@ async def test_a_control_plane_that_does_not_welcome_is_not_believed(plane, gate
 async def test_promise_10_revisions_never_go_back(plane, gateway):
     v1, v2 = plane.release(marked("v1")), plane.release(marked("v2"))
     stream = await plane.stream()
-    await stream.update(7, (*SHOP, "v2", v2), synced=True)
+    await stream.update(4, (*SHOP, "v1", v1), synced=True)
+    await stream.update(7, (*SHOP, "v2", v2))
     stream.tell(5, (*SHOP, "v1", v1))
     await stream.update(8, ("forum", "production", "v1", v1))
     stream.tell(6)
