@@ -166,7 +166,7 @@ async def test_a_failure_over_grpc_is_an_event_and_then_the_status(door, stub):
     while not found or found[-1].WhichOneof("event") != "execution_failed":
         found.append(await call.read())
     with pytest.raises(grpc.aio.AioRpcError) as failed:
-        await anext(aiter(call))
+        await call.read()
     assert failed.value.code() is grpc.StatusCode.ABORTED
     assert found[-1].execution_failed.error == "STEP_FAILED"
     with pytest.raises(grpc.aio.AioRpcError) as refused:

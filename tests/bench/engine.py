@@ -1,0 +1,180 @@
+"""What the engine costs: a pipeline with an input schema, three transforms and a gate, beside the same logic by hand and bare floors.
+
+One server process at a time, one core; the load comes from another process, over kept connections, in alternating turns.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf import json_format
+
+from pointsman.v1 import apps_pb2, apps_pb2_grpc, releases_pb2, releases_pb2_grpc, trigger_pb2
+from pointsman.values import to_struct
+from tests.bench.children import bare_server, child, line
+from tests.bench.table import Row
+from tests.processes import run, start_control_plane, start_gateway
+
+ROUNDS = 5
+SECONDS = 3
+CONNECTIONS = 32
+INPUT = {"message": "Where is my order 1234?", "customer": {"tier": "gold", "since": 2019}, "items": [3, 4, 5]}
+CONFIG = {
+    "endpoints": [
+        {
+            "name": "bench",
+            "pipeline": "bench",
+            "input_schema": {
+                "type": "object",
+                "required": ["message", "customer"],
+                "properties": {
+                    "message": {"type": "string", "minLength": 1},
+                    "customer": {"type": "object", "required": ["tier"], "properties": {"tier": {"type": "string"}}},
+                    "items": {"type": "array", "items": {"type": "integer"}},
+                },
+            },
+        }
+    ],
+    "pipelines": [
+        {
+            "name": "bench",
+            "stages": [
+                {
+                    "name": "first",
+                    "steps": [
+                        {"name": "greeting", "transform": {"expression": "'Dear ' + input.customer.tier + ' customer'"}},
+                        {"name": "count", "transform": {"expression": "size(input.items)"}},
+                    ],
+                },
+                {
+                    "name": "second",
+                    "gate": "steps.count > 2 && input.customer.tier == 'gold'",
+                    "steps": [{"name": "answer", "transform": {"expression": "{'greeting': steps.greeting, 'count': steps.count}"}}],
+                },
+            ],
+        }
+    ],
+}
+BY_HAND = """
+from fastapi import FastAPI
+from pydantic import BaseModel, Field
+
+class Customer(BaseModel):
+    tier: str
+    since: int = 0
+
+class Body(BaseModel):
+    message: str = Field(min_length=1)
+    customer: Customer
+    items: list[int] = []
+
+app = FastAPI()
+
+@app.post("/v1/trigger/bench")
+async def bench(body: Body):
+    greeting = "Dear " + body.customer.tier + " customer"
+    count = len(body.items)
+    if count > 2 and body.customer.tier == "gold":
+        return {"greeting": greeting, "count": count}
+    return count
+"""
+ECHO = """
+import orjson
+
+async def app(scope, receive, send):
+    body = orjson.dumps(orjson.loads((await receive())["body"]))
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
+    await send({"type": "http.response.body", "body": body})
+"""
+SERVE = """
+import sys, socket, uvicorn
+sys.path.insert(0, sys.argv[1])
+sock = socket.socket(); sock.bind(("127.0.0.1", 0)); sock.listen(2048)
+print(sock.getsockname()[1], flush=True)
+uvicorn.Server(uvicorn.Config(sys.argv[2] + ":app", log_level="critical", access_log=False, loop="uvloop", http="httptools")).run([sock])
+"""
+
+
+@asynccontextmanager
+async def asgi(folder: Path, name: str, source: str) -> AsyncIterator[str]:
+    """A peer under uvicorn; its address."""
+    (folder / f"{name}.py").write_text(source)
+    async with child(sys.executable, "-c", SERVE, str(folder), name) as process:
+        yield f"127.0.0.1:{await line(process)}"
+
+
+@asynccontextmanager
+async def gateway(folder: Path) -> AsyncIterator[tuple[str, str]]:
+    """Addresses, gRPC and HTTP, of a gateway that serves the pipeline in production."""
+    async with start_control_plane(folder) as plane, start_gateway(folder, plane.grpc) as served:
+        async with grpc.aio.insecure_channel(plane.grpc) as channel:
+            await apps_pb2_grpc.AppServiceStub(channel).CreateApp(apps_pb2.CreateAppRequest(app="bench"))
+            request = releases_pb2.CreateReleaseRequest(app="bench", tag="v1", deploy_to="production")
+            json_format.ParseDict(CONFIG, request.config)
+            await releases_pb2_grpc.ReleaseServiceStub(channel).CreateRelease(request)
+        yield served.grpc, served.http
+
+
+async def http_rate(folder: Path, address: str) -> float:
+    """Requests a second by wrk, which is one thread in C."""
+    script = folder / "post.lua"
+    headers = 'wrk.headers["Content-Type"] = "application/json"'
+    script.write_text(f"wrk.method = 'POST'\nwrk.body = [==[{json.dumps(INPUT)}]==]\n{headers}\n")
+    url = f"http://{address}/v1/trigger/bench"
+    done = await run("wrk", "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s", "-s", str(script), url, timeout_seconds=60)
+    found = re.search(r"Requests/sec:\s+([\d.]+)", done.stdout)
+    if found is None or "Non-2xx" in done.stdout:
+        sys.exit(f"wrk against {address} failed:\n{done.stdout}{done.stderr}")
+    return float(found[1])
+
+
+async def grpc_rate(address: str, method: str, request: bytes) -> float:
+    """Calls a second by a client process on 4 channels with 8 calls each."""
+    async with child(sys.executable, "-m", "tests.bench.grpc_client", address, method, request.hex(), str(SECONDS)) as process:
+        return float(await line(process))
+
+
+async def rows() -> list[Row]:
+    """Medians of alternating rounds."""
+    if not shutil.which("wrk"):
+        sys.exit("this benchmark needs wrk: apt-get install wrk")
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        ours_grpc, ours_http = await stack.enter_async_context(gateway(folder))
+        by_hand = await stack.enter_async_context(asgi(folder, "by_hand", BY_HAND))
+        echo = await stack.enter_async_context(asgi(folder, "echo", ECHO))
+        bare = await stack.enter_async_context(bare_server(100))
+        trigger = trigger_pb2.TriggerRequest(app="bench", endpoint="bench", input=to_struct(INPUT)).SerializeToString()
+        contests: dict[str, Callable[[], Any]] = {
+            "ours": lambda: http_rate(folder, ours_http),
+            "by hand": lambda: http_rate(folder, by_hand),
+            "echo": lambda: http_rate(folder, echo),
+            "ours gRPC": lambda: grpc_rate(ours_grpc, "/pointsman.v1.TriggerService/Trigger", trigger),
+            "bare gRPC": lambda: grpc_rate(bare, "/bench.Bare/Echo", trigger),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in contests}
+        for _ in range(ROUNDS):
+            for name, measure in contests.items():
+                rates[name].append(await measure())
+    return _told({name: statistics.median(found) for name, found in rates.items()})
+
+
+def _told(rates: dict[str, float]) -> list[Row]:
+    def row(what: str, ours: str, peer: str, told: str, bound: str) -> Row:
+        return Row(what, f"{rates[ours]:.0f}/s", f"{told} {rates[peer]:.0f}/s", f"{rates[ours] / rates[peer]:.2f}", bound)
+
+    return [
+        row("HTTP trigger: schema, 3 transforms, gate", "ours", "by hand", "FastAPI by hand", "at least 1.7"),
+        row("HTTP trigger: schema, 3 transforms, gate", "ours", "echo", "uvicorn echo", "at least 0.33"),
+        row("gRPC Trigger of the same", "ours gRPC", "bare gRPC", "grpc.aio echo", "at least 0.7"),
+    ]
