@@ -40,7 +40,7 @@ class Address(NamedTuple):
         """Raises ValueError, with what is wrong and an example, when the text is not host:port."""
         host, colon, port = text.strip().rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
-        if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        if not colon or not host or "/" in host or not port.isdecimal() or int(port) > 65535:
             raise ValueError(f"{text!r} is not host:port, such as 127.0.0.1:7400")
         return cls(host, int(port))
 
