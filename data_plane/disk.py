@@ -31,6 +31,8 @@ from pointsman.serving import StartupError
 TABLE, OLD_TABLE, BLOBS, LOCK = "table.json", "table.old.json", "blobs", "lock"
 BESIDE = ".tmp"
 RETRY_SECONDS = 5.0
+# Of flips that come faster than this only the newest is written: each write waits for the disk and takes turns from the event loop.
+PAUSE_SECONDS = 0.2
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 T = TypeVar("T")
 
@@ -106,8 +108,7 @@ class Disk:
         try:
             while True:
                 await self._dirty.wait()
-                if not await self._save(holder):
-                    await asyncio.sleep(RETRY_SECONDS)
+                await asyncio.sleep(PAUSE_SECONDS if await self._save(holder) else RETRY_SECONDS)
         finally:
             if self._dirty.is_set():
                 await self._save(holder)

@@ -50,6 +50,7 @@ class Status:
             bindings=[_loaded(key, table.active.get(key), table.rejected.get(key)) for key in sorted({*table.active, *table.rejected})],
             start_time=_timestamp(self._started),
             default_environment=self._default_environment,
+            connection_problem="" if self._sync.connected else self._sync.problem,
         )
         staleness = self.staleness_seconds()
         if staleness is not None:

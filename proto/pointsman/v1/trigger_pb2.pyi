@@ -529,6 +529,7 @@ class GetStatusResponse(_message.Message):
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     DEFAULT_ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    CONNECTION_PROBLEM_FIELD_NUMBER: _builtins.int
     gateway_id: _builtins.str
     """The name it was given."""
     version: _builtins.str
@@ -547,6 +548,8 @@ class GetStatusResponse(_message.Message):
     """UUID of the process."""
     default_environment: _builtins.str
     """The environment of a trigger that names none."""
+    connection_problem: _builtins.str
+    """Why the stream to the control plane is not open, for a person; empty when it is."""
     @_builtins.property
     def last_heard_time(self) -> _timestamp_pb2.Timestamp:
         """When the control plane was last heard; absent: never by this process."""
@@ -579,10 +582,11 @@ class GetStatusResponse(_message.Message):
         instance_id: _builtins.str = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         default_environment: _builtins.str = ...,
+        connection_problem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_heard_time", b"last_heard_time", "staleness", b"staleness", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bindings", b"bindings", "connected", b"connected", "control_plane", b"control_plane", "default_environment", b"default_environment", "gateway_id", b"gateway_id", "instance_id", b"instance_id", "last_heard_time", b"last_heard_time", "ready", b"ready", "revision", b"revision", "staleness", b"staleness", "start_time", b"start_time", "store_id", b"store_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bindings", b"bindings", "connected", b"connected", "connection_problem", b"connection_problem", "control_plane", b"control_plane", "default_environment", b"default_environment", "gateway_id", b"gateway_id", "instance_id", b"instance_id", "last_heard_time", b"last_heard_time", "ready", b"ready", "revision", b"revision", "staleness", b"staleness", "start_time", b"start_time", "store_id", b"store_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
