@@ -44,6 +44,7 @@ class Plane:
     environments: Environments
     releases: Releases
     deployments: Deployments
+    clock: Clock
 
     async def release(self, tag: str, content: bytes | None = None, deploy_to: str = "", call: Call = ANN) -> None:
         config = tag.encode() if content is None else content
@@ -69,7 +70,7 @@ async def plane(tmp_path):
     await hub.start()
     deployments = Deployments(store, gateways, clock)
     releases = Releases(store, deployments, clock)
-    plane = Plane(store, hub, gateways, Apps(store, clock), Environments(store, clock), releases, deployments)
+    plane = Plane(store, hub, gateways, Apps(store, clock), Environments(store, clock), releases, deployments, clock)
     await plane.apps.create("shop", "", ANN)
     for tag in ("v1", "v2", "v3"):
         await plane.release(tag)
@@ -207,6 +208,14 @@ async def test_a_request_id_with_another_body_is_refused(plane):
     with pytest.raises(errors.ReleaseNotFound):
         await plane.releases.get("shop", "v9", with_snapshot=False)
     assert await plane.live() == "v1"
+
+
+async def test_requests_are_forgotten_after_a_day_so_the_store_does_not_grow_with_them(plane):
+    for number in range(3):
+        plane.clock.now += timedelta(hours=13)
+        await plane.deploy(f"v{number + 1}", call=Call(actor="ann", request_id=f"r{number}", fingerprint="f"))
+    remembered = [await plane.store.read(lambda tx, n=number: tx.remembered_request("ann", f"r{n}")) for number in range(3)]
+    assert [request is not None for request in remembered] == [False, True, True]
 
 
 async def test_a_repeated_create_and_deploy_answers_as_the_first_did_even_after_the_draft_moved_on(plane):

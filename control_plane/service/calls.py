@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 import msgspec
@@ -15,7 +15,8 @@ from pointsman.errors import InvalidField, Violation
 
 T = TypeVar("T")
 Clock = Callable[[], datetime]
-REQUEST_MEMORY_SECONDS = 24 * 3600
+# For at least so long; what is older goes when the next request is remembered.
+REQUEST_MEMORY = timedelta(hours=24)
 
 
 def utc_now() -> datetime:
@@ -57,6 +58,7 @@ async def once(tx: Transaction, call: Call, now: datetime, result_type: type[T],
     result = await do()
     if not call.request_id:
         return result
+    await tx.forget_requests(before=now - REQUEST_MEMORY)
     await tx.remember_request(
         RememberedRequest(
             caller=call.actor,
