@@ -1,0 +1,221 @@
+"""Commands against real servers: what they print for people and for programs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import uuid
+
+import click
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from control_plane.cli import COMMANDS, main
+from pointsman.v1 import apps_pb2
+from tests.clients import cli, cli_done
+from tests.processes import BIN, clean_environment
+from tests.sample_apps import as_yaml, marked
+
+
+@pytest.fixture
+async def shop(stack, tmp_path):
+    """An app of its own, by name, and its settings; v1 and v2 are released, nothing is deployed."""
+    app = f"shop-{uuid.uuid4().hex[:8]}"
+    servers = {"control_plane": stack.control_plane, "gateway": stack.gateways[0], "POINTSMAN_APP": app}
+    for tag in ("v1", "v2"):
+        (tmp_path / f"{tag}.yaml").write_text(as_yaml(marked(tag)))
+        await cli_done("app", "push", str(tmp_path / f"{tag}.yaml"), **servers)
+        await cli_done("release", "create", tag, "--description", f"the {tag}", **servers)
+    return servers
+
+
+async def as_json(*arguments, **servers):
+    return json.loads(await cli_done(*arguments, "-o", "json", **servers))
+
+
+async def test_the_verdict_of_deploy_promote_and_rollback(shop):
+    done = await cli_done("deploy", "v1", "--to", "staging", "--reason", "try", **shop)
+    assert re.fullmatch(r"2/2 gateways serve v1 in staging, revision \d+, \d+ ms\n", done)
+    done = await cli_done("promote", "--from", "staging", "--to", "production", **shop)
+    assert re.fullmatch(r"2/2 gateways serve v1 in production, revision \d+, \d+ ms\n", done)
+    await cli_done("deploy", "v2", "--to", "production", **shop)
+    done = await cli_done("rollback", "production", **shop)
+    assert re.fullmatch(r"2/2 gateways serve v1 in production, revision \d+, \d+ ms\n", done)
+    done = await cli("rollback", "production", **shop)
+    assert (done.code, done.stdout) == (1, "")
+    assert done.stderr.startswith("NOTHING_TO_ROLL_BACK: ")
+    done = await cli_done("rollback", "production", "--to", "v2", **shop)
+    assert done.startswith("2/2 gateways serve v2 in production")
+
+
+async def test_what_is_live_already_and_what_would_change(shop):
+    assert await cli_done("deploy", "v1", "--to", "staging", "--dry-run", **shop) == "would make v1 live in staging\n"
+    assert (await as_json("status", **shop))["bindings"] == []
+    await cli_done("deploy", "v1", "--to", "staging", **shop)
+    assert (await cli_done("deploy", "v1", "--to", "staging", **shop)).startswith("v1 is live in staging already, since 20")
+    assert (
+        await cli_done("deploy", "v1", "--to", "staging", "--dry-run", **shop)
+    ) == "nothing would change: v1 is live in staging already\n"
+    assert await cli_done("deploy", "v2", "--to", "staging", "--dry-run", **shop) == "would make v2 live in staging, instead of v1\n"
+
+
+async def test_a_stale_expectation_and_a_repeat(shop):
+    first = await as_json("deploy", "v1", "--to", "staging", "--expected-revision", "0", **shop)
+    stale = await cli("deploy", "v2", "--to", "staging", "--expected-revision", "0", **shop)
+    assert stale.code == 1
+    assert stale.stderr.startswith("REVISION_CONFLICT: ")
+    request_id = str(uuid.uuid4())
+    expected = ["--expected-revision", first["binding"]["revision"], "--request-id", request_id]
+    second = await as_json("deploy", "v2", "--to", "staging", *expected, **shop)
+    assert (await as_json("deploy", "v2", "--to", "staging", *expected, **shop))["deployment"] == second["deployment"]
+    assert [entry["release"] for entry in (await as_json("history", "staging", **shop))["deployments"]] == ["v2", "v1"]
+
+
+async def test_create_with_deploy_to_and_what_json_looks_like(shop):
+    done = await as_json("release", "create", "v2-again", "--deploy-to", "staging", **shop)
+    assert done["release"]["state"] == "DEPLOYED"
+    assert done["release"]["environments"] == ["staging"]
+    assert done["deployment"]["action"] == "DEPLOY"
+    assert (done["rollout"]["gateways_total"], done["rollout"]["gateways_applied"]) == (2, 2)
+    # Empty lists are there too, so that a script need not ask.
+    assert done["rollout"]["gateways_pending"] == done["rollout"]["gateways_rejected"] == []
+    assert done["deployment"]["reason"] == ""
+    assert list(done["release"])[:3] == ["app", "tag", "description"]
+
+
+async def test_status_and_gateways(shop, stack):
+    await cli_done("deploy", "v1", "--to", "staging", "--reason", "first\nsecond", **shop)
+    text = await cli_done("status", **shop)
+    assert text.splitlines()[0].split() == ["APP", "ENVIRONMENT", "RELEASE", "REVISION", "GATEWAYS", "SINCE", "(UTC)", "BY", "REASON"]
+    assert text.splitlines()[1].split()[:3] == [shop["POINTSMAN_APP"], "staging", "v1"]
+    assert " 2/2 " in text
+    assert text.splitlines()[1].endswith("first")
+    assert "2 gateways connected" in text
+    status = await as_json("status", **shop)
+    assert [binding["environment"] for binding in status["bindings"]] == ["staging"]
+    assert [gateway["gateway_id"] for gateway in status["gateways"]] == ["east", "west"]
+    listed = await as_json("gateways", control_plane=stack.control_plane)
+    assert [(gateway["gateway_id"], gateway["connected"]) for gateway in listed["gateways"]] == [("east", True), ("west", True)]
+
+
+async def test_trigger_prints_the_answer_alone_on_stdout(shop):
+    await cli_done("deploy", "v1", "--to", "staging", **shop)
+    done = await cli("trigger", "where", "-e", "staging", "-d", '{"message": "hi"}', **shop)
+    assert done.code == 0
+    assert json.loads(done.stdout)["first"] == "v1"
+    assert list(json.loads(done.stdout)) == sorted(json.loads(done.stdout))
+    assert re.fullmatch(rf"# v1 of {shop['POINTSMAN_APP']} in staging, revision \d+, on east, execution [0-9a-f-]{{36}}\n", done.stderr)
+    whole = await as_json("trigger", "where", "-e", "staging", "-d", '{"message": "hi"}', **shop)
+    assert (whole["release"], whole["gateway_id"], whole["output"]["message"]) == ("v1", "east", "hi")
+    for arguments, reason in (
+        (["-d", "{}"], "INVALID_INPUT"),
+        (["-d", '{"message": "hi"}', "--release", "v2"], "RELEASE_NOT_LOADED"),
+        (["-d", '{"message": "hi"}', "--min-revision", "999999999"], "BEHIND"),
+    ):
+        refused = await cli("trigger", "where", "-e", "staging", *arguments, **shop)
+        assert (refused.code, refused.stdout) == (1, "")
+        assert refused.stderr.startswith(f"{reason}: ")
+
+
+async def test_trigger_takes_its_input_from_a_file(shop, tmp_path):
+    await cli_done("deploy", "v1", "--to", "staging", **shop)
+    (tmp_path / "input.json").write_text('{"message": "from a file"}')
+    done = await cli_done("trigger", "where", "-e", "staging", "-d", f"@{tmp_path / 'input.json'}", **shop)
+    assert json.loads(done)["message"] == "from a file"
+
+
+async def test_draft_and_show_print_what_push_takes(shop, tmp_path):
+    draft = tmp_path / "draft.yaml"
+    draft.write_text(await cli_done("app", "draft", **shop))
+    assert "is the same as the newest release" in draft.read_text()
+    assert yaml.safe_load(draft.read_text())["pipelines"] == yaml.safe_load(await cli_done("release", "show", "v2", **shop))["pipelines"]
+    pushed = await cli_done("app", "push", str(draft), **shop)
+    assert pushed == f"the draft of {shop['POINTSMAN_APP']} is at version 3\n"
+    # The same content, so the same release.
+    assert "release v2 " in await cli_done("release", "create", "v2", **shop)
+    stale = await cli("app", "push", str(draft), "--expected-draft-version", "1", **shop)
+    assert (stale.code, stale.stderr.split(":")[0]) == (1, "REVISION_CONFLICT")
+
+
+async def test_environments(stack):
+    name = f"canary-{uuid.uuid4().hex[:8]}"
+    server = {"control_plane": stack.control_plane}
+    assert await cli_done("environment", "create", name, "--description", "one percent", **server) == f"environment {name} created\n"
+    assert (await cli("environment", "create", name, **server)).stderr.startswith("ENVIRONMENT_EXISTS: ")
+    await cli_done("environment", "update", name, "--description", "five percent", **server)
+    listed = await as_json("environment", "list", **server)
+    assert next(one for one in listed["environments"] if one["environment"] == name)["description"] == "five percent"
+    assert await cli_done("environment", "delete", name, **server) == f"environment {name} deleted\n"
+    assert (await cli("environment", "delete", name, **server)).stderr.startswith("ENVIRONMENT_NOT_FOUND: ")
+
+
+async def test_texts_of_others_cannot_steer_the_terminal(stack):
+    hostile = "\x1b]0;owned\x07 [bold]not markup[/bold] [/]"
+    app = f"hostile-{uuid.uuid4().hex[:8]}"
+    await stack.plane.apps.CreateApp(apps_pb2.CreateAppRequest(app=app, description=hostile))
+    environment = clean_environment(POINTSMAN_SERVER=stack.control_plane.grpc, TERM="xterm")
+    leader, follower = pty.openpty()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            BIN / "pointsman", "app", "list", stdin=follower, stdout=follower, stderr=follower, env=environment
+        )
+        os.close(follower)
+        shown = await asyncio.to_thread(lambda: b"".join(iter(lambda: _read(leader), b"")))
+        assert await process.wait() == 0, shown
+    finally:
+        os.close(leader)
+    assert b"\x1b]0;owned" not in shown
+    assert b"[bold]not markup[/bold] [/]" in shown, shown
+
+
+def _read(leader: int) -> bytes:
+    try:
+        return os.read(leader, 65536)
+    except OSError:  # how Linux says that the other end was closed
+        return b""
+
+
+def test_every_command_has_help_with_an_example_on_a_line_of_its_own():
+    checked = 0
+    for name in COMMANDS:
+        command = main.get_command(click.Context(main), name)
+        assert command is not None
+        for words in [(name, inner) for inner in getattr(command, "commands", ())] or [(name,)]:
+            if name in ("control-plane", "gateway"):
+                continue  # they become other processes, which have a test below
+            done = CliRunner().invoke(main, [*words, "--help"], prog_name="pointsman")
+            assert done.output.startswith(f"Usage: pointsman {' '.join(words)}")
+            (example,) = re.findall(r"Example:\n\s+(pointsman .*)", done.output)
+            assert " ".join(words) in example.replace("--app shop ", "")
+            checked += 1
+    assert checked >= 20
+
+
+def test_the_shell_completes_commands():
+    environment = clean_environment(COMP_WORDS="pointsman de", COMP_CWORD="1", _POINTSMAN_COMPLETE="bash_complete")
+    done = subprocess.run([BIN / "pointsman"], capture_output=True, text=True, env=environment, timeout=30, check=True)
+    assert set(done.stdout.split()) == {"plain,demo", "plain,dev", "plain,deploy"}
+
+
+def test_the_servers_take_their_own_flags(tmp_path):
+    # A folder that is named like a plane must not take its place.
+    (tmp_path / "data_plane").mkdir()
+    (tmp_path / "data_plane" / "__main__.py").write_text("raise SystemExit(99)")
+    for name, flag in (("control-plane", "--store"), ("gateway", "--state-dir")):
+        done = subprocess.run(
+            [BIN / "pointsman", name, "--help"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=clean_environment(),
+            timeout=30,
+            check=True,
+        )
+        assert flag in done.stdout
+    assert sys.version_info >= (3, 11)
