@@ -1,0 +1,151 @@
+"""pointsman demo and dev: they work, say so, and leave nothing behind, however they end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.clients import cli, cli_done
+from tests.eventually import eventually
+from tests.processes import BIN, clean_environment, run, start_control_plane, start_dev
+from tests.sample_apps import as_yaml, marked
+
+# The promise is 10 s; tests run on busy machines.
+DEMO_SECONDS = 30.0
+
+
+def processes_with(words: str) -> list[str]:
+    """Command lines of this machine that contain the words."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            continue
+        if words in line:
+            lines.append(line)
+    return lines
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc, which this system has not")
+
+
+async def test_the_demo_walks_the_whole_workflow(tmp_path):
+    started = time.monotonic()
+    # What a developer exported for commands must not reach the servers; a folder of theirs must not take a plane's place.
+    (tmp_path / "data_plane.py").write_text("raise SystemExit(99)")
+    environment = {"POINTSMAN_APP": "other", "POINTSMAN_ENVIRONMENT": "nowhere", "HTTP_PROXY": "http://127.0.0.1:1"}
+    done = await run(BIN / "pointsman", "demo", environment=environment, cwd=tmp_path, timeout_seconds=60)
+    assert done.code == 0, done.stdout + done.stderr
+    assert time.monotonic() - started < DEMO_SECONDS
+    for words in (
+        "2/2 gateways serve v1.0.0 in staging",
+        "2/2 gateways serve v1.0.0 in production",
+        "2/2 gateways serve v1.1.0 in staging",
+        "ok: production the old one",
+        "NOTHING_TO_ROLL_BACK: ",
+        "INVALID_FIELD: ",
+        "RELEASE_CONFLICT: ",
+        "Did you mean v1.1.0",
+        "ok: east goes on serving",
+    ):
+        assert words in done.stdout
+    assert re.search(r"^Done in \d+\.\d s", done.stdout, re.MULTILINE)
+    assert list(tmp_path.iterdir()) == [tmp_path / "data_plane.py"]
+
+
+async def test_the_demo_fails_at_the_step_where_reality_differs(tmp_path):
+    code = (
+        "import control_plane.cli.demo as demo\n"
+        "demo.NEW_WORDS = demo.OLD_WORDS  # nothing is edited, so the second release is refused, or the answers do not differ\n"
+        "demo.SECOND = 'v 2'\n"
+        "demo.command()\n"
+    )
+    done = await run(sys.executable, "-c", code, timeout_seconds=60)
+    assert done.code == 1
+    assert done.stderr.startswith('Error: expected success, but `pointsman release create "v 2"')
+
+
+@needs_proc
+async def test_a_demo_that_is_ended_leaves_no_process_and_no_file(tmp_path):
+    environment = clean_environment(TMPDIR=str(tmp_path))
+    demo = await asyncio.create_subprocess_exec(BIN / "pointsman", "demo", stdout=asyncio.subprocess.PIPE, env=environment)
+    assert demo.stdout is not None
+    while b"pointsman app push" not in await asyncio.wait_for(demo.stdout.readline(), 30):
+        pass
+    assert processes_with(str(tmp_path))
+    demo.send_signal(signal.SIGTERM)
+    await asyncio.wait_for(demo.communicate(), 30)
+    assert demo.returncode == 1
+    assert processes_with(str(tmp_path)) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_dev_starts_again_with_what_it_had(tmp_path):
+    async with start_dev(tmp_path) as dev:
+        server = {"POINTSMAN_SERVER": dev.grpc}
+        (tmp_path / "app.yaml").write_text(as_yaml(marked("mine")))
+        await cli_done("app", "push", str(tmp_path / "app.yaml"), **server)
+        await cli_done("release", "create", "v2", "--deploy-to", "staging", **server)
+        assert await dev.stop() == 0
+    async with start_dev(tmp_path) as dev:
+        status = await cli_done("status", POINTSMAN_SERVER=dev.grpc)
+        assert re.search(r"support-chat\s+staging\s+v2 ", status)
+        assert re.search(r"support-chat\s+production\s+v1.0.0 ", status)
+        gateway = re.search(r"gateway-grpc=(\S+)", dev.stdout[0])
+        assert gateway is not None
+        # The order service is where the release says that it is.
+        arguments = ["trigger", "chat", "-e", "production", "-d", '{"message": "Where is order 1234?"}']
+        assert "Order 1234 is" in await cli_done(*arguments, POINTSMAN_GATEWAY=gateway[1])
+        assert await dev.stop() == 0
+
+
+async def test_dev_completes_a_start_that_was_cut_off(tmp_path):
+    (tmp_path / "dev").mkdir()
+    async with start_control_plane(tmp_path / "dev") as server:
+        (tmp_path / "app.yaml").write_text(as_yaml(marked("v1.0.0")))
+        settings = {"POINTSMAN_SERVER": server.grpc, "POINTSMAN_APP": "support-chat"}
+        await cli_done("app", "push", str(tmp_path / "app.yaml"), **settings)
+        await cli_done("release", "create", "v1.0.0", **settings)
+        await server.stop()
+    async with start_dev(tmp_path) as dev:
+        status = await cli_done("status", POINTSMAN_SERVER=dev.grpc)
+        assert status.count("v1.0.0") == 2
+
+
+@needs_proc
+@pytest.mark.parametrize("module", ["control_plane", "data_plane"])
+async def test_dev_ends_when_a_server_dies_and_says_which(tmp_path, module):
+    async with start_dev(tmp_path) as dev:
+        (line,) = [line for line in processes_with(f"-m {module} ") if str(tmp_path) in line]
+        (pid,) = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline") if _is(path, line)]
+        os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: dev._process.returncode is not None, 20)
+        assert await dev.stop() == 1
+        assert f"the {'gateway' if module == 'data_plane' else 'control plane'} ended by itself (exit status -9)" in "\n".join(dev.stderr)
+    assert processes_with(str(tmp_path)) == []
+
+
+def _is(path: Path, line: str) -> bool:
+    try:
+        return path.read_bytes().replace(b"\0", b" ").decode(errors="replace") == line
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.parametrize("port", ["control-plane-port", "gateway-port", "orders-port"])
+async def test_dev_says_which_port_is_taken(tmp_path, control_plane, port):
+    ports = ["control-plane-port", "control-plane-http-port", "gateway-port", "gateway-http-port", "orders-port"]
+    taken = control_plane.grpc.rpartition(":")[2]
+    flags = [argument for each in ports for argument in (f"--{each}", taken if each == port else "0")]
+    done = await cli("dev", "--data-dir", str(tmp_path / "dev"), *flags)
+    assert done.code == 1
+    assert f"127.0.0.1:{taken}" in done.stderr
+    assert "Traceback" not in done.stderr
