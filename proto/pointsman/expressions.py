@@ -22,6 +22,8 @@ from cel_expr_python import cel
 from cel_expr_python.ext.ext_optional import ExtOptional
 from cel_expr_python.ext.ext_strings import ExtStrings
 
+from pointsman.closures import NotPlainError, compile_closure
+
 KIB = 1024
 MAX_EXPRESSION_BYTES = 8 * KIB
 MAX_TEMPLATE_BYTES = 256 * KIB
@@ -50,11 +52,12 @@ class _NotForUrlError(Exception):
 class Expression:
     """A compiled CEL expression. Immutable; may be evaluated on any thread."""
 
-    __slots__ = ("_eval", "source", "steps")
+    __slots__ = ("_closure", "_eval", "source", "steps")
 
     def __init__(self, source: str, compiled: Any) -> None:
         self.source = source
         self._eval = compiled.eval
+        self._closure = compile_closure(compiled.serialize())
         self.steps = _steps_of_expression(source)
         """Names of the steps that it refers to by a name written in it."""
 
@@ -64,6 +67,15 @@ class Expression:
         Raises:
             ExpressionError: when it gives an error, or a value that JSON has no word for.
         """
+        if self._closure is not None:
+            try:
+                return self._closure(variables)
+            except NotPlainError:
+                pass
+        return self.evaluate_by_library(variables)
+
+    def evaluate_by_library(self, variables: Mapping[str, Any]) -> Any:
+        """The same without closures. Raises as evaluate."""
         try:
             value = self._eval(data=variables)
         except (OverflowError, TypeError, ValueError, RuntimeError) as error:
