@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import os
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Any
+from functools import partial
 
 import click
 import structlog
@@ -67,15 +67,16 @@ async def serve(settings: Settings, stop: asyncio.Event, *, is_worker: bool = Fa
 
         if disk is not None:
             await disk.load(holder, compiler)
-            _beside(closing, disk.keep(holder), "disk")
-            _beside(closing, disk.warm(holder, compiler), "warm")
+            _beside(closing, "disk", partial(disk.keep, holder))
         services = [service.full_name for service in trigger_pb2.DESCRIPTOR.services_by_name.values()]
         await grpc_server.start(settings.listen, services, serving=holder.table.ready)
         closing.push_async_callback(grpc_server.stop, 0)
         http_server = HttpServer(HttpApp(gateway, status), reuse_port=is_worker)
         await http_server.start(settings.http)
         closing.push_async_callback(http_server.stop, 0)
-        _beside(closing, sync.run(), "sync")
+        _beside(closing, "sync", sync.run)
+        if disk is not None:
+            _beside(closing, "warm", partial(disk.warm, holder, compiler))
 
         click.echo(f"ready: gateway grpc={grpc_server.address} http={http_server.address}")
         await stop.wait()
@@ -109,12 +110,12 @@ class _Readiness:
         task.add_done_callback(self._tasks.discard)
 
 
-def _beside(closing: contextlib.AsyncExitStack, work: Coroutine[Any, Any, None], name: str) -> None:
+def _beside(closing: contextlib.AsyncExitStack, name: str, work: Callable[[], Awaitable[None]]) -> None:
     """Runs it beside the servers until they close. A defect in it is told, and serving goes on."""
 
     async def run_it() -> None:
         try:
-            await work
+            await work()
         except Exception:
             log.exception("a part of the gateway failed; it serves on without it", part=name)
 

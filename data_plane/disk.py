@@ -31,8 +31,6 @@ from pointsman.serving import StartupError
 TABLE, OLD_TABLE, BLOBS, LOCK = "table.json", "table.old.json", "blobs", "lock"
 BESIDE = ".tmp"
 RETRY_SECONDS = 5.0
-# Of flips that come faster than this only the newest is written: each write waits for the disk and takes turns from the event loop.
-PAUSE_SECONDS = 0.2
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 T = TypeVar("T")
 
@@ -108,7 +106,9 @@ class Disk:
         try:
             while True:
                 await self._dirty.wait()
-                await asyncio.sleep(PAUSE_SECONDS if await self._save(holder) else RETRY_SECONDS)
+                # No pause after a good one: who kills both planes right after a deploy expects it to be here.
+                if not await self._save(holder):
+                    await asyncio.sleep(RETRY_SECONDS)
         finally:
             if self._dirty.is_set():
                 await self._save(holder)
