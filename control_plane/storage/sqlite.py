@@ -9,38 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import queue
-import sqlite3 as standard_sqlite3
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import structlog
-from sqlite_utils import Database
 
 from control_plane.storage.base import CannotOpenStore, ReadTransaction, Transaction
-from control_plane.storage.migrations import steps
+from control_plane.storage.jobs import Job, run_to_end
 from control_plane.storage.sql import SqlTransaction
+from control_plane.storage.sqlite_file import cause_of, connect, lock, open_file, sqlite3
 from pointsman.errors import StoreUnavailable
 
-try:
-    import pysqlite3 as sqlite3
-except ImportError:
-    sqlite3 = standard_sqlite3
-
 T = TypeVar("T")
-# "PMAN": tells our files from other SQLite files.
-APPLICATION_ID = 0x504D414E
 READERS = 4
 MAX_BATCH = 256
-BUSY_TIMEOUT_MS = 5000
-# Earlier ones can corrupt a WAL file when a write and a checkpoint meet (fixed in 3.51.3).
-FIRST_SOUND_SQLITE = (3, 51, 3)
-
 log = structlog.get_logger()
 
 
@@ -55,39 +41,6 @@ class SqliteTransaction(SqlTransaction):
         return found
 
 
-def run_to_end(work: Awaitable[T]) -> T:
-    """Runs a coroutine that awaits nothing but a transaction's methods, which never wait, without an event loop.
-
-    Raises:
-        RuntimeError: when it awaits anything else.
-    """
-    coroutine = cast("Coroutine[Any, Any, T]", work)
-    try:
-        coroutine.send(None)
-    except StopIteration as end:
-        result: T = end.value
-        return result
-    coroutine.close()
-    raise RuntimeError("a transaction may await nothing but its own methods")
-
-
-@dataclass(slots=True)
-class _Job:
-    work: Callable[[Transaction], Awaitable[Any]]
-    dry_run: bool
-    done: asyncio.Future[Any]
-    result: Any = None
-    error: BaseException | None = None
-
-    def resolve(self) -> None:
-        if self.done.cancelled():
-            return
-        if self.error is not None:
-            self.done.set_exception(self.error)
-        else:
-            self.done.set_result(self.result)
-
-
 class SqliteStore:
     """Implements base.Store on one file."""
 
@@ -99,18 +52,21 @@ class SqliteStore:
         """
         self._loop = asyncio.get_running_loop()
         self._path = path
-        self._lock_file = _lock(path)
+        self._lock_file = lock(path)
         try:
-            self._writer = _open(path)
+            self._writer = open_file(path)
+            found = path.stat()
+            self._identity = (found.st_dev, found.st_ino)
             self._store_id = str(self._writer.execute("SELECT store_id FROM counter").fetchone()[0])
             self._revision = int(self._writer.execute("SELECT revision FROM counter").fetchone()[0])
         except BaseException:
             self._lock_file.close()
             raise
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._on_change: list[Callable[[], None]] = []
         self._local = threading.local()
-        self._opened: list[Any] = []
+        self._opened: set[Any] = set()
+        self._closed = False
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="sqlite reader")
         self._thread = threading.Thread(target=self._write_batches, name="sqlite writer", daemon=True)
         self._thread.start()
@@ -131,34 +87,57 @@ class SqliteStore:
 
     async def read(self, work: Callable[[ReadTransaction], Awaitable[T]]) -> T:
         """See base.Store."""
+        self._refuse_when_closed()
         return await self._loop.run_in_executor(self._readers, self._read, work)
 
     def _read(self, work: Callable[[ReadTransaction], Awaitable[T]]) -> T:
+        """On a connection of this thread, which is left behind when the file cannot be used: the next read opens another."""
         with self._translated():
-            connection = getattr(self._local, "connection", None)
-            if connection is None:
-                connection = self._local.connection = _connect(f"file:{self._path}?mode=ro", uri=True)
-                self._opened.append(connection)
-            connection.execute("BEGIN")
             try:
-                return run_to_end(work(SqliteTransaction(connection)))
-            finally:
-                connection.execute("ROLLBACK")
+                self._check_in_place()
+                connection = getattr(self._local, "connection", None)
+                if connection is None:
+                    connection = self._local.connection = connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True)
+                    self._opened.add(connection)
+                connection.execute("BEGIN")
+                try:
+                    return run_to_end(work(SqliteTransaction(connection)))
+                finally:
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+            except sqlite3.Error as error:
+                if cause_of(error):
+                    self._forget(self._local.__dict__.pop("connection", None))
+                raise
+
+    def _forget(self, connection: Any) -> None:
+        if connection is not None:
+            self._opened.discard(connection)
+            with contextlib.suppress(sqlite3.Error):
+                connection.close()
 
     async def write(self, work: Callable[[Transaction], Awaitable[T]], *, dry_run: bool = False) -> T:
         """See base.Store."""
-        job = _Job(work, dry_run, self._loop.create_future())
+        self._refuse_when_closed()
+        job = Job(work, dry_run, self._loop.create_future())
         self._jobs.put(job)
         result: T = await job.done
         return result
 
+    def _refuse_when_closed(self) -> None:
+        if self._closed:
+            raise StoreUnavailable(f"The store {self.location} is closed. Nothing was changed.", store=self.location, cause="closed")
+
     async def close(self) -> None:
         """See base.Store."""
+        if self._closed:
+            return
+        self._closed = True
         self._jobs.put(None)
         await self._loop.run_in_executor(None, self._thread.join)
-        self._readers.shutdown()
+        await self._loop.run_in_executor(None, self._readers.shutdown)
         for connection in [*self._opened, self._writer]:
-            connection.close()
+            self._forget(connection)
         self._lock_file.close()
 
     def _write_batches(self) -> None:
@@ -173,108 +152,83 @@ class SqliteStore:
             changed = self._commit(batch)
             self._loop.call_soon_threadsafe(self._resolve, batch, changed)
 
-    def _resolve(self, batch: list[_Job], changed: bool) -> None:
+    def _resolve(self, batch: list[Job], changed: bool) -> None:
         for job in batch:
             job.resolve()
-        if changed:
-            for call in self._on_change:
+        for call in self._on_change if changed else ():
+            try:
                 call()
+            except Exception:
+                log.exception("a listener of the store failed")
 
-    def _commit(self, batch: list[_Job]) -> bool:
+    def _commit(self, batch: list[Job]) -> bool:
         """Runs the batch in one transaction; whether the revision grew. A failed commit fails every job of the batch."""
         try:
             with self._translated():
+                self._check_in_place()
+                if self._writer is None:
+                    self._writer = open_file(self._path)
                 self._writer.execute("BEGIN IMMEDIATE")
                 for job in batch:
                     self._run(job)
                 revision = int(self._writer.execute("SELECT revision FROM counter").fetchone()[0])
+                self._check_in_place()
                 self._writer.execute("COMMIT")
-        except StoreUnavailable as error:
-            if self._writer.in_transaction:
-                self._writer.execute("ROLLBACK")
+        except BaseException as error:  # noqa: BLE001 -- the writer outlives every failure; its callers are told
+            self._leave()
             for job in batch:
                 job.error = error
             return False
         changed, self._revision = revision > self._revision, revision
         return changed
 
-    def _run(self, job: _Job) -> None:
+    def _leave(self) -> None:
+        """Undoes the transaction; a connection that cannot even do that is left behind, and the next batch opens another."""
+        try:
+            if self._writer is not None and self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+        except sqlite3.Error:
+            self._forget(self._writer)
+            self._writer = None
+
+    def _run(self, job: Job) -> None:
         """One job in its savepoint. What the store itself refuses (disk full, I/O) is passed on, for it ends the whole batch."""
         self._writer.execute("SAVEPOINT job")
         try:
             job.result = run_to_end(job.work(SqliteTransaction(self._writer)))
-        except sqlite3.OperationalError:
-            raise
-        except BaseException as error:  # noqa: BLE001 -- it is given to the caller that waits for this job
+        except BaseException as error:
+            if cause_of(error):
+                raise
             job.error = error
         if job.error is not None or job.dry_run:
             self._writer.execute("ROLLBACK TO job")
         self._writer.execute("RELEASE job")
 
+    def _check_in_place(self) -> None:
+        """A file that was moved or deleted could still be written, and all of it would be lost with the last handle."""
+        try:
+            found = self._path.stat()
+        except OSError as error:
+            raise self._unavailable(f"its file: {error.strerror}", "SQLITE_CANTOPEN") from error
+        if (found.st_dev, found.st_ino) != self._identity:
+            raise self._unavailable("another file is in the place of its file", "SQLITE_READONLY_DBMOVED")
+
+    def _unavailable(self, why: str, cause: str) -> StoreUnavailable:
+        log.warning("the store cannot be used", store=self.location, cause=cause, error=why)
+        return StoreUnavailable(
+            f"The store {self.location} cannot be used now: {why}. Nothing was changed; it works again when the cause is gone.",
+            store=self.location,
+            cause=cause,
+        )
+
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
-        """Driver errors that say that the file cannot be read or written become StoreUnavailable."""
+        """Errors that say that the file cannot be read or written become StoreUnavailable."""
         try:
             yield
-        except sqlite3.OperationalError as error:
-            cause = getattr(error, "sqlite_errorname", "") or str(error)
-            log.warning("the store cannot be used", store=self.location, cause=cause, error=str(error))
-            raise StoreUnavailable(
-                f"The store {self.location} cannot be used now: {error}. Nothing was changed; it works again when the cause is gone.",
-                store=self.location,
-                cause=cause,
-            ) from error
-
-
-def _lock(path: Path) -> Any:
-    """A SQLite store belongs to one control plane at a time."""
-    lock_path = path.with_name(path.name + ".lock")
-    try:
-        file = lock_path.open("w")
-    except OSError as error:
-        raise CannotOpenStore(f"cannot open the store {path}: {error.strerror}; its folder must exist and be writable") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise CannotOpenStore(
-            f"the store {path} is in use by another control plane; stop that one, or use PostgreSQL for several"
-        ) from error
-    return file
-
-
-def _connect(name: str, *, uri: bool = False) -> Any:
-    connection = sqlite3.connect(name, uri=uri, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_MS / 1000)
-    connection.execute("PRAGMA foreign_keys = ON")
-    connection.execute("PRAGMA cell_size_check = ON")
-    return connection
-
-
-def _open(path: Path) -> Any:
-    if sqlite3.sqlite_version_info < FIRST_SOUND_SQLITE:
-        log.warning("this SQLite can corrupt a store in rare cases; use 3.51.3 or newer", version=sqlite3.sqlite_version)
-    try:
-        connection = _connect(str(path))
-        _check_ours(connection, path)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        steps.apply(Database(connection, execute_plugins=False))
-    except sqlite3.DatabaseError as error:
-        raise CannotOpenStore(f"cannot open the store {path}: {error}") from error
-    return connection
-
-
-def _check_ours(connection: Any, path: Path) -> None:
-    """Nothing is written to a file before it is known to be new, or ours and not newer than this program."""
-    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    if application_id != APPLICATION_ID and tables:
-        raise CannotOpenStore(f"{path} is a SQLite file of another program, not a Pointsman store; choose another path")
-    if application_id == APPLICATION_ID:
-        known = {step.name for step in steps._migrations}  # noqa: SLF001 -- there is no public way to list them
-        unknown = [step.name for step in steps.applied(Database(connection, execute_plugins=False)) if step.name not in known]
-        if unknown:
-            raise CannotOpenStore(
-                f"the store {path} was written by a newer Pointsman (it has the step {unknown[-1]!r}); use that version or a newer one"
-            )
+        except sqlite3.Error as error:
+            if cause := cause_of(error):
+                raise self._unavailable(str(error), cause) from error
+            raise
+        except CannotOpenStore as error:
+            raise self._unavailable(str(error), "SQLITE_CANTOPEN") from error
