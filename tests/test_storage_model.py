@@ -1,0 +1,295 @@
+"""Any sequence of calls gives, on every backend, what a dictionary would: Hypothesis looks for one that does not.
+
+Also what the model leaves out of the sequence: transactions that fail, are dry, or share a commit, and restarts in between.
+"""
+
+import asyncio
+import copy
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from control_plane.model import Binding, Deployment, Draft, Environment
+from control_plane.storage import open_store
+from tests.test_storage_contract import BACKENDS, NOW, a_deployment, a_release, an_app
+
+APPS = st.sampled_from(["blog", "shop", "wiki"])
+TAGS = st.sampled_from(["v1", "v2", "v3", "v4"])
+ENVIRONMENTS = st.sampled_from(["development", "production", "canary", "night"])
+LIMITS = st.integers(1, 4)
+
+
+class Undo(Exception):
+    """What a work raises to have its changes undone."""
+
+
+@dataclass
+class Model:
+    """The store as dictionaries; insertion order is age."""
+
+    revision: int = 0
+    apps: dict = field(default_factory=dict)
+    drafts: dict = field(default_factory=dict)
+    environments: dict = field(default_factory=lambda: dict.fromkeys(["development", "staging", "production"]))
+    snapshots: dict = field(default_factory=dict)
+    releases: dict = field(default_factory=dict)
+    deployments: dict[str, Deployment] = field(default_factory=dict)
+    bindings: dict[tuple[str, str], Binding] = field(default_factory=dict)
+
+
+def newest(values: list, after, limit: int) -> list:
+    """A page of what is listed newest first; `after` is the one that the page before ended with."""
+    listed = values[::-1]
+    return listed[listed.index(after) + 1 if after is not None else 0 :][:limit]
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """One store and its model. Each rule is one transaction; its fate says whether it is kept, dry, or fails at its end."""
+
+    backend: str
+    loop: asyncio.AbstractEventLoop
+    fates = st.sampled_from(["kept", "kept", "kept", "dry", "fails"])
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Model()
+        self.closing = AsyncExitStack()
+        self.run(self.start())
+
+    def run(self, awaitable):
+        return self.loop.run_until_complete(awaitable)
+
+    async def start(self) -> None:
+        folder = self.closing.enter_context(TemporaryDirectory())
+        self.url = await self.closing.enter_async_context(BACKENDS[self.backend](Path(folder)))
+        self.store = await open_store(self.url)
+
+    def teardown(self) -> None:
+        async def stop() -> None:
+            await self.store.close()
+            await self.closing.aclose()
+
+        self.run(stop())
+
+    def write(self, fate: str, work, change) -> None:
+        """Does it to the store, and to the model when it is kept."""
+
+        async def whole(tx):
+            given = await work(tx)
+            if fate == "fails":
+                raise Undo
+            return given
+
+        if fate == "fails":
+            with pytest.raises(Undo):
+                self.run(self.store.write(whole))
+        else:
+            self.run(self.store.write(whole, dry_run=fate == "dry"))
+        if fate == "kept":
+            change(self.model)
+
+    def read(self, work):
+        return self.run(self.store.read(work))
+
+    @rule(app=APPS, fate=fates)
+    def insert_app(self, app, fate):
+        if app in self.model.apps:
+            with pytest.raises(Exception, match=r"(?i)unique"):
+                self.run(self.store.write(lambda tx: tx.insert_app(an_app(app))))
+            return
+        self.write(fate, lambda tx: tx.insert_app(an_app(app)), lambda model: model.apps.update({app: an_app(app)}))
+
+    @rule(app=APPS, config=st.binary(max_size=20), fate=fates)
+    def replace_draft(self, app, config, fate):
+        if app not in self.model.apps:
+            return
+        before = self.model.apps[app]
+        draft = Draft(config=config, version=before.draft_version + 1, update_time=NOW)
+
+        def change(model):
+            model.apps[app] = replace(before, draft_version=draft.version, draft_update_time=NOW)
+            model.drafts[app] = draft
+
+        self.write(fate, lambda tx: tx.replace_draft(app, draft), change)
+
+    @rule(environment=ENVIRONMENTS, text=st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=5), fate=fates)
+    def insert_or_update_environment(self, environment, text, fate):
+        there = environment in self.model.environments
+        value = Environment(environment=environment, description=text, create_time=NOW, created_by="ann")
+        if there and (old := self.read(lambda tx: tx.environment(environment))):
+            value = replace(old, description=text)
+        self.write(
+            fate,
+            lambda tx: tx.update_environment(value) if there else tx.insert_environment(value),
+            lambda model: model.environments.update({environment: value}),
+        )
+
+    @rule(environment=ENVIRONMENTS, fate=fates)
+    def delete_environment(self, environment, fate):
+        if environment in self.model.environments:
+            self.write(fate, lambda tx: tx.delete_environment(environment), lambda model: model.environments.pop(environment))
+
+    @rule(app=APPS, tag=TAGS, content=st.sampled_from([b"", b"\0\xff", b"three"]), fate=fates)
+    def create_release(self, app, tag, content, fate):
+        release = a_release(tag, app, f"sha256:{content.hex()}")
+
+        async def work(tx):
+            await tx.insert_snapshot(release.digest, content)
+            await tx.insert_release(release)
+
+        if (app, tag) in self.model.releases or app not in self.model.apps:
+            with pytest.raises(Exception, match=r"(?i)unique|foreign"):
+                self.run(self.store.write(work))
+            return
+
+        def change(model):
+            model.snapshots[release.digest] = content
+            model.releases[app, tag] = release
+
+        self.write(fate, work, change)
+
+    @rule(data=st.data(), environments=st.lists(ENVIRONMENTS, min_size=1, max_size=3, unique=True), fate=fates)
+    def deploy(self, data, environments, fate):
+        """To several environments at one revision."""
+        if not self.model.releases:
+            return
+        app, tag = data.draw(st.sampled_from(sorted(self.model.releases)))
+        changed = copy.copy(self.model.bindings)
+        entries = {}
+
+        async def work(tx):
+            revision = await tx.next_revision()
+            for environment in environments:
+                entry = a_deployment(f"{revision}-{environment}", tag, revision, environment, app)
+                await tx.insert_deployment(entry)
+                await tx.set_binding(app, environment, revision=revision, deployment_id=entry.deployment_id)
+                assert (await tx.binding(app, environment)).deployment == entry
+                entries[entry.deployment_id] = entry
+                changed[app, environment] = Binding(app=app, environment=environment, revision=revision, deployment=entry)
+
+        def change(model):
+            model.revision += 1
+            model.deployments |= entries
+            model.bindings = changed
+
+        self.write(fate, work, change)
+
+    @rule(data=st.data(), fate=fates)
+    def unbind(self, data, fate):
+        if not self.model.bindings:
+            return
+        app, environment = data.draw(st.sampled_from(sorted(self.model.bindings)))
+
+        async def work(tx):
+            await tx.set_binding(app, environment, revision=await tx.next_revision(), deployment_id=None)
+
+        def change(model):
+            model.revision += 1
+            model.bindings[app, environment] = Binding(app=app, environment=environment, revision=model.revision, deployment=None)
+
+        self.write(fate, work, change)
+
+    @rule(fails=st.lists(st.booleans(), min_size=2, max_size=6))
+    def share_a_commit(self, fails):
+        async def one(tx, fails):
+            revision = await tx.next_revision()
+            if fails:
+                raise Undo
+            return revision
+
+        async def together():
+            calls = [self.store.write(lambda tx, fail=fail: one(tx, fail)) for fail in fails]
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+        given = [result for result in self.run(together()) if not isinstance(result, Undo)]
+        assert sorted(given) == list(range(self.model.revision + 1, self.model.revision + 1 + fails.count(False)))
+        self.model.revision += len(given)
+
+    @rule()
+    def restart(self):
+        store_id = self.store.store_id
+        self.run(self.store.close())
+        self.store = self.run(open_store(self.url))
+        assert self.store.store_id == store_id
+
+    @rule(data=st.data(), limit=LIMITS)
+    def pages(self, data, limit):
+        model = self.model
+        after = data.draw(st.none() | st.sampled_from(sorted(model.apps))) if model.apps else None
+        assert self.read(lambda tx: tx.apps(after=after or "", limit=limit)) == newest(
+            list(model.apps.values()), model.apps.get(after), limit
+        )
+        app = data.draw(APPS)
+        tags = [tag for owner, tag in model.releases if owner == app]
+        after = data.draw(st.none() | st.sampled_from(tags)) if tags else None
+        found = self.read(lambda tx: tx.releases(app, after=after or "", limit=limit))
+        assert [release.tag for release in found] == newest(tags, after, limit)
+        assert all(release == model.releases[app, release.tag] for release in found)
+
+    @rule(data=st.data(), app=st.just("") | APPS, environment=st.just("") | ENVIRONMENTS, limit=LIMITS)
+    def pages_of_history(self, data, app, environment, limit):
+        entries = [e for e in self.model.deployments.values() if app in ("", e.app) and environment in ("", e.environment)]
+        after = data.draw(st.none() | st.sampled_from(entries)) if entries else None
+        found = self.read(
+            lambda tx: tx.deployments(app=app, environment=environment, after=after.deployment_id if after else "", limit=limit)
+        )
+        assert found == newest(entries, after, limit)
+        live = [b for b in self.model.bindings.values() if b.deployment and app in ("", b.app) and environment in ("", b.environment)]
+        live.sort(key=lambda b: (-b.revision, b.app, b.environment))
+        last = data.draw(st.none() | st.sampled_from(live)) if live else None
+        key = (last.revision, last.app, last.environment) if last else None
+        page = self.read(lambda tx: tx.bindings(app=app, environment=environment, after=key, limit=limit))
+        assert page == live[live.index(last) + 1 if last else 0 :][:limit]
+
+    @rule(since=st.integers(0, 20), app=APPS, environment=ENVIRONMENTS, tag=TAGS)
+    def answers(self, since, app, environment, tag):
+        model, bindings = self.model, self.model.bindings
+        changed = [b for b in bindings.values() if b.revision > since]
+        assert self.read(lambda tx: tx.bindings_since(since)) == sorted(changed, key=lambda b: (b.revision, b.app, b.environment))
+        assert self.read(lambda tx: tx.binding(app, environment)) == bindings.get((app, environment))
+        bound = sorted(b.app for b in bindings.values() if b.environment == environment and b.deployment)
+        assert self.read(lambda tx: tx.bound_apps(environment)) == bound
+        tags = ["v1", "v2", "v3"]
+        live = {}
+        for (owner, where), b in sorted(bindings.items()):
+            if owner == app and b.deployment and b.deployment.release in tags:
+                live.setdefault(b.deployment.release, []).append(where)
+        assert self.read(lambda tx: tx.live_environments(app, tags)) == live
+        history = [e for e in model.deployments.values() if e.app == app]
+        assert self.read(lambda tx: tx.ever_live(app, tags)) == {e.release for e in history} & set(tags)
+        there = [e for e in history if (e.environment, e.release) == (environment, tag)]
+        assert self.read(lambda tx: tx.last_deployment_of(app, environment, tag)) == (there[-1] if there else None)
+
+    @invariant()
+    def the_whole_is_the_same(self):
+        async def everything(tx):
+            return (
+                await tx.revision(),
+                await tx.app_ids(),
+                {app: await tx.draft(app) for app in await tx.app_ids()},
+                await tx.environment_ids(),
+                {digest: await tx.snapshot(digest) for digest in self.model.snapshots},
+            )
+
+        model = self.model
+        assert self.read(everything) == (
+            model.revision,
+            list(model.apps)[::-1],
+            {app: model.drafts.get(app, Draft(config=b"", version=0, update_time=None)) for app in model.apps},
+            list(model.environments),
+            model.snapshots,
+        )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_store_gives_what_a_dictionary_would(backend):
+    with asyncio.Runner() as runner:
+        machine = type("Machine", (StoreMachine,), {"backend": backend, "loop": runner.get_loop()})
+        many = settings(max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
+        run_state_machine_as_test(machine, settings=many)
