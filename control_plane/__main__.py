@@ -56,7 +56,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         releases = Releases(store, deployments, utc_now)
 
         grpc_server = GrpcServer()
-        server = grpc_server.server
+        server = grpc_server.services
         apps_pb2_grpc.add_AppServiceServicer_to_server(AppServicer(Apps(store, utc_now)), server)
         environments_pb2_grpc.add_EnvironmentServiceServicer_to_server(EnvironmentServicer(Environments(store, utc_now)), server)
         releases_pb2_grpc.add_ReleaseServiceServicer_to_server(ReleaseServicer(releases), server)

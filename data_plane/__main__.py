@@ -62,8 +62,8 @@ async def serve(settings: Settings, stop: asyncio.Event, *, is_worker: bool = Fa
         sync = Sync(holder, me, settings.control_planes(), compiler, blobs=disk, on_flip=flipped)
         status = Status(holder, sync, me, control_plane=settings.control_plane, default_environment=settings.default_environment)
         gateway = Gateway(holder, clients, settings.gateway_id, settings.default_environment, settings.control_plane)
-        trigger_pb2_grpc.add_TriggerServiceServicer_to_server(TriggerServicer(gateway), grpc_server.server)
-        trigger_pb2_grpc.add_GatewayStatusServiceServicer_to_server(GatewayStatusServicer(status), grpc_server.server)
+        trigger_pb2_grpc.add_TriggerServiceServicer_to_server(TriggerServicer(gateway), grpc_server.services)
+        trigger_pb2_grpc.add_GatewayStatusServiceServicer_to_server(GatewayStatusServicer(status), grpc_server.services)
 
         if disk is not None:
             await disk.load(holder, compiler)

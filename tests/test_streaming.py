@@ -142,7 +142,7 @@ async def test_a_slow_reader_gets_all_the_text_in_fewer_events():
 @pytest.fixture
 async def stub(door):
     server = GrpcServer()
-    trigger_pb2_grpc.add_TriggerServiceServicer_to_server(TriggerServicer(door.gateway), server.server)
+    trigger_pb2_grpc.add_TriggerServiceServicer_to_server(TriggerServicer(door.gateway), server.services)
     await server.start(Address("127.0.0.1", 0), ["pointsman.v1.TriggerService"])
     async with grpc.aio.insecure_channel(str(server.address)) as channel:
         yield trigger_pb2_grpc.TriggerServiceStub(channel)

@@ -87,7 +87,7 @@ class DeploymentServicer(deployments_pb2_grpc.DeploymentServiceServicer):
         page = await self._deployments.history(request.app, request.environment, convert.page_of(request))
         return pb.ListDeploymentsResponse(deployments=map(convert.deployment, page.items), next_page_token=page.next_page_token)
 
-    async def WatchBindings(  # type: ignore[override]  # the interceptor lets serialised messages through
+    async def WatchBindings(  # type: ignore[override]  # GrpcServer lets serialised messages through
         self, request: pb.WatchBindingsRequest, _context: Any
     ) -> AsyncIterator[bytes]:
         """See deployments.proto. Yields serialised messages: one serialisation serves every watcher."""

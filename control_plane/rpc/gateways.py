@@ -37,7 +37,7 @@ class GatewayServicer(gateways_pb2_grpc.GatewayServiceServicer):
         self._store_id = store_id
         self._updates = _Updates(hub)
 
-    async def Sync(  # type: ignore[override]  # the interceptor lets serialised messages through
+    async def Sync(  # type: ignore[override]  # GrpcServer lets serialised messages through
         self, requests: AsyncIterator[pb.SyncRequest], context: Any
     ) -> AsyncIterator[bytes]:
         """See gateways.proto. Yields serialised messages: one serialisation serves every gateway."""
