@@ -123,6 +123,20 @@ async def test_trigger_prints_the_answer_alone_on_stdout(shop):
         assert refused.stderr.startswith(f"{reason}: ")
 
 
+async def test_trigger_tells_as_it_goes(shop):
+    await cli_done("deploy", "v1", "--to", "staging", **shop)
+    arguments = ("trigger", "where", "-e", "staging", "-d", '{"message": "hi"}', "--stream")
+    done = await cli(*arguments, **shop)
+    assert json.loads(done.stdout)["message"] == "hi"
+    assert [line.split(" after ")[0] for line in done.stderr.splitlines()[1:]] == ["# begin/start SUCCEEDED", "# end/answer SUCCEEDED"]
+    events = [json.loads(line) for line in (await cli_done(*arguments, "-o", "json", **shop)).splitlines()]
+    assert [next(key for key in event if key != "sequence") for event in events] == [
+        *("execution_started", "step_started", "step_finished", "step_started", "step_finished", "execution_completed")
+    ]
+    refused = await cli("trigger", "nowhere", "-e", "staging", "--stream", **shop)
+    assert (refused.code, "ENDPOINT_NOT_FOUND" in refused.stderr) == (1, True)
+
+
 async def test_trigger_takes_its_input_from_a_file(shop, tmp_path):
     await cli_done("deploy", "v1", "--to", "staging", **shop)
     (tmp_path / "input.json").write_text('{"message": "from a file"}')

@@ -106,9 +106,9 @@ class Connection:
         response.ClearField("next_page_token")
         return response
 
-    def stream(self, method: Any, request: Message) -> Iterator[Any]:
-        """The responses of a stream, as they come. Raises grpc.RpcError."""
-        yield from method(request, metadata=metadata())
+    def stream(self, method: Any, request: Message, seconds: float | None = None) -> Iterator[Any]:
+        """The responses of a stream, as they come; without `seconds` for as long as it goes. Raises grpc.RpcError."""
+        yield from method(request, timeout=seconds, metadata=metadata())
 
     def fail(self, error: grpc.RpcError) -> NoReturn:
         """Says why on stderr and ends the command."""

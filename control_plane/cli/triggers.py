@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
+import grpc
 from google.protobuf import json_format
-from google.protobuf.struct_pb2 import Struct
+from google.protobuf.struct_pb2 import Struct, Value
 
 from control_plane.cli.client import Connection, server_options
 from control_plane.cli.durations import DURATION
-from control_plane.cli.output import output_option, show
+from control_plane.cli.output import output_option, plain, show
 from pointsman.v1 import trigger_pb2 as pb
 from pointsman.v1 import trigger_pb2_grpc
 
@@ -22,6 +24,7 @@ from pointsman.v1 import trigger_pb2_grpc
 @click.option("--min-revision", type=click.IntRange(0), help="Never run on anything older.")
 @click.option("--release", default="", metavar="TAG", help="Run exactly this release, or refuse.")
 @click.option("--timeout", type=DURATION, default="60s", show_default=True, help="How long to wait for the answer: 10s, 500ms, 2m.")
+@click.option("--stream", is_flag=True, help="Tell as it goes: steps on stderr, text as a model writes it; -o json: one event a line.")
 @server_options(gateway=True)
 @output_option
 def trigger(
@@ -31,6 +34,7 @@ def trigger(
     min_revision: int | None,
     release: str,
     timeout: float,
+    stream: bool,
     gateway: str | None,
     app: str | None,
     output: str,
@@ -40,21 +44,57 @@ def trigger(
     Example: pointsman trigger chat -e staging -d '{"message": "Test message"}'
     """
     connection = Connection("gateway", gateway)
-    request = pb.TriggerRequest(
-        app=app or "", environment=environment, endpoint=endpoint, input=_input(data), min_revision=min_revision, release=release
-    )
-    response = connection.call(trigger_pb2_grpc.TriggerServiceStub(connection.channel).Trigger, request, timeout)
+    stub = trigger_pb2_grpc.TriggerServiceStub(connection.channel)
+    asked: dict[str, Any] = {"app": app or "", "environment": environment, "endpoint": endpoint, "input": _input(data), "release": release}
+    if stream:
+        _stream(connection, stub, pb.TriggerStreamRequest(**asked, min_revision=min_revision), timeout, output)
+        return
+    response = connection.call(stub.Trigger, pb.TriggerRequest(**asked, min_revision=min_revision), timeout)
 
     def text() -> None:
-        click.echo(json.dumps(json_format.MessageToDict(response.output), indent=2, ensure_ascii=False, sort_keys=True))
-        click.echo(
-            f"# {response.release} of {response.app} in {response.environment}, revision {response.revision}, "
-            f"on {response.gateway_id}, execution {response.execution_id}",
-            # What stands on stdout is the answer alone, so that it can be piped.
-            err=True,
-        )
+        click.echo(_answer(response.output))
+        click.echo(_ran(response), err=True)
 
     show(response, output, text)
+
+
+def _answer(output: Value) -> str:
+    return json.dumps(json_format.MessageToDict(output), indent=2, ensure_ascii=False, sort_keys=True)
+
+
+def _ran(what: pb.TriggerResponse | pb.TriggerStreamResponse.ExecutionStarted) -> str:
+    """For stderr: what stands on stdout is the answer alone, so that it can be piped."""
+    where = f"{what.app} in {what.environment}, revision {what.revision}, on {what.gateway_id}"
+    return f"# {what.release} of {where}, execution {what.execution_id}"
+
+
+def _stream(connection: Connection, stub: Any, request: pb.TriggerStreamRequest, timeout: float, output: str) -> None:
+    """Prints the events as they come; ends the command when the trigger is refused or fails."""
+    try:
+        for event in connection.stream(stub.TriggerStream, request, timeout):
+            if output == "text":
+                _tell(event)
+            else:
+                click.echo(json.dumps(plain(event), ensure_ascii=False))
+    except grpc.RpcError as error:
+        connection.fail(error)
+
+
+def _tell(event: pb.TriggerStreamResponse) -> None:
+    match event.WhichOneof("event"):
+        case "execution_started":
+            click.echo(_ran(event.execution_started), err=True)
+        case "step_finished":
+            step = event.step_finished
+            milliseconds = step.duration.ToTimedelta().total_seconds() * 1000
+            click.echo(
+                f"# {step.stage}/{step.step} {step.outcome} after {milliseconds:.0f} ms{': ' if step.error else ''}{step.error}", err=True
+            )
+        case "output_delta":
+            # For people who watch; the whole answer, which a program takes, comes at the end on stdout.
+            click.echo(event.output_delta.text, nl=False, err=True)
+        case "execution_completed":
+            click.echo(_answer(event.execution_completed.output))
 
 
 def _input(data: str) -> Struct:
