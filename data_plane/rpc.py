@@ -16,7 +16,7 @@ from data_plane.streaming import told
 from pointsman.errors import InvalidInput, TooLarge, Violation
 from pointsman.v1 import trigger_pb2 as pb
 from pointsman.v1 import trigger_pb2_grpc
-from pointsman.values import NUL_REFUSED, from_struct, has_nul, to_value
+from pointsman.values import from_struct, refusal, to_value
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -57,8 +57,8 @@ def _asked(request: pb.TriggerRequest | pb.TriggerStreamRequest, context: Contex
     if size > MAX_BODY_BYTES:
         raise TooLarge("The request", limit=MAX_BODY_BYTES, given=size)
     given = from_struct(request.input)
-    if has_nul(given):
-        raise InvalidInput([Violation("", f"the input {NUL_REFUSED}")])
+    if refused := refusal(given):
+        raise InvalidInput([Violation("", f"the input {refused}")])
     return Asked(
         app=request.app,
         environment=request.environment,

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pointsman.expressions import MAX_EXPRESSION_BYTES, TOOL_VARIABLES, ExpressionError, compile_expression, compile_template
+from pointsman.values import MAX_NESTING
 
 VARIABLES = {
     "input": {"n": 3, "x": 1.5, "name": "Ann"},
@@ -19,6 +20,11 @@ VARIABLES = {
     [
         ("input.n + 1", 4),
         ("double(input.n) * input.x", 4.5),
+        ("input.n * 1.5", 4.5),
+        ("1 - input.x / 2", 0.25),
+        ("input.n * 2", 6),
+        ("input.n * 1.5 > 4 && input.x + 1 >= 2", True),
+        ("[1, 2.5].map(i, i * 2)", [2, 5.0]),
         ("input.n > 2.5", True),
         ("'hello ' + input.name", "hello Ann"),
         ("steps.a.k[1]", 2),
@@ -30,6 +36,8 @@ VARIABLES = {
         ("{'a': [1, 2.5, null, true], 'b': {'c': input.name}}", {"a": [1, 2.5, None, True], "b": {"c": "Ann"}}),
         ("['a', 'b'].join('-')", "a-b"),
         ("duration('90s')", "90s"),
+        ("duration('1234567s')", "1234567s"),
+        ("duration('-1.25s')", "-1.25s"),
         ("timestamp('2026-01-02T03:04:05Z')", "2026-01-02T03:04:05Z"),
     ],
 )
@@ -42,6 +50,7 @@ def test_an_expression_gives_a_plain_value(source, value):
     [
         ("inptu.n", "line 1, column 6: unknown variable 'inptu'; did you mean input?"),
         ("1 +\n  ", "line 2, column"),
+        ("double(input.n) > 2", "write 2.0 for 2, or double(x)"),
         ("frobnicate(1)", "unknown function 'frobnicate'"),
         ("1" + " + 1" * MAX_EXPRESSION_BYTES, "at most 8192 are allowed"),
     ],
@@ -56,7 +65,13 @@ def test_a_bad_expression_is_refused_when_it_is_compiled(source, says):
     ("source", "says"),
     [
         ("input.missing", "has(x.key)"),
-        ("input.n * 1.5", "write double(x)"),
+        ("input.name * 1.5", "No matching overloads"),
+        ("1.0 / 0.0", "gave inf, which JSON has no word for"),
+        ("0 / 0.0", "gave nan"),
+        ("[double('-Infinity')]", "gave -inf"),
+        ("optional.of(1)", "take its value with .orValue(...)"),
+        ("[optional.none()]", "take its value with .orValue(...)"),
+        ("int", "JSON has no word for"),
         ("1 / (input.n - 3)", "divide by zero"),
         ("b'abc'", "JSON has no word for"),
         ("{1: 2}", "keys must be strings"),
@@ -85,9 +100,55 @@ def test_a_gate_must_be_a_bool(source):
         compile_expression(source).evaluate_bool(VARIABLES)
 
 
-def test_the_steps_that_are_named_are_known():
-    assert compile_expression("steps.a.b + steps['c-d'] + \"steps.no\" + steps.?e.orValue('')").steps == {"a", "c-d", "e"}
-    assert compile_template("{{ steps.a.b }} {% for x in steps.l %}{{ x.y }}{% endfor %}").steps == {"a", "l"}
+@pytest.mark.parametrize(
+    ("source", "steps"),
+    [
+        ("steps.a.b + steps['c-d'] + \"steps.no\" + steps.?e.orValue('') + steps[?'f'].orValue('')", {"a", "c-d", "e", "f"}),
+        ("has(steps.a.b) && has(steps.c)", {"a", "c"}),
+        ("input.steps.a + input['steps'].b", set()),
+        ("[{'k': steps.a}].map(steps, steps.k)", {"a"}),
+        ("steps.a // steps.b", {"a"}),
+        ("steps.l.map(i, steps.m + i).size() > 1 ? steps.n : null", {"l", "m", "n"}),
+        ("steps[input.name]", set()),
+    ],
+)
+def test_the_steps_that_an_expression_names_are_known(source, steps):
+    assert compile_expression(source).steps == steps
+
+
+def test_the_steps_that_a_template_names_are_known():
+    source = "{{ steps.a.b }} {% for x in steps.l %}{{ x.y }}{% endfor %} {{ input.steps.z }} {% set steps = {'q': 1} %}{{ steps.q }}"
+    assert compile_template(source).steps == {"a", "l"}
+
+
+@given(st.integers(-(2**53), 2**53), st.floats(allow_nan=False, allow_infinity=False), st.sampled_from("+-*/"), st.booleans())
+def test_ints_and_doubles_mix_as_doubles(n, x, operator, swapped):
+    left, right = (x, n) if swapped else (n, x)
+    variables = {**VARIABLES, "input": {"l": left, "r": right}}
+    mixed = outcome(f"input.l {operator} input.r", variables)
+    assert mixed == outcome(f"double(input.l) {operator} double(input.r)", variables)
+
+
+def outcome(source, variables):
+    try:
+        found = compile_expression(source).evaluate(variables)
+    except ExpressionError as error:
+        return str(error)
+    return type(found), found
+
+
+def nested(levels, value=1):
+    for _ in range(levels):
+        value = {"k": value}
+    return value
+
+
+@pytest.mark.parametrize("source", ["input.v", "[input.v].map(x, x)[0]"])
+def test_a_value_nested_too_deep_is_refused_by_closures_and_by_the_library(source):
+    expression = compile_expression(source)
+    assert expression.evaluate({**VARIABLES, "input": {"v": nested(MAX_NESTING)}}) == nested(MAX_NESTING)
+    with pytest.raises(ExpressionError, match="nested deeper than 32"):
+        expression.evaluate({**VARIABLES, "input": {"v": nested(MAX_NESTING + 1)}})
 
 
 @pytest.mark.parametrize(
@@ -116,6 +177,7 @@ def test_values_in_a_url_are_percent_encoded():
         ("{{ inptu.n }}", "unknown variable 'inptu'; did you mean input?"),
         ("{{ input.n", "syntax error"),
         ("{% set x = namespace(s='') %}", "unknown variable 'namespace'"),
+        ("{{ debug() }}", "unknown variable 'debug'"),
     ],
 )
 def test_a_bad_template_is_refused_when_it_is_compiled(source, says):

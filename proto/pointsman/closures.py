@@ -8,11 +8,10 @@ test holds the two against each other.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, message_factory
+from pointsman.values import MAX_NESTING
 
 Closure = Callable[[Mapping[str, Any]], Any]
 
@@ -30,39 +29,37 @@ class _UnsupportedError(Exception):
     """The expression has a part that is not done here."""
 
 
-def compile_closure(serialized: bytes) -> Closure | None:
-    """A closure for a checked expression (`Expression.serialize()`), or None when it has a part that is not done here."""
-    packed = any_pb2.Any.FromString(serialized)
-    checked = _messages()["CheckedExpr"].FromString(packed.value)
+def compile_closure(expr: Any) -> Closure | None:
+    """A closure for a checked expression (the tree of syntax.parse), or None when it has a part that is not done here."""
     try:
-        inner = _compile(checked.expr)
+        inner = _compile(expr)
     except _UnsupportedError:
         return None
 
     def closure(variables: Mapping[str, Any]) -> Any:
         found = inner(variables)
-        return found if type(found) in _SCALARS else _checked(found)
+        return found if type(found) in _SCALARS else _checked(found, MAX_NESTING)
 
     return closure
 
 
-def _checked(value: Any) -> Any:
-    """The value, when all of it is as the library would give it."""
+def _checked(value: Any, nesting: int) -> Any:
+    """The value, when all of it is as the library would give it, and lists and maps in it are not nested deeper than so."""
     kind = type(value)
     if kind is int:
         if MIN_INT <= value <= MAX_INT:
             return value
-    elif kind is dict:
+    elif nesting and kind is dict:
         for key, item in value.items():
             if type(key) is not str:
                 raise NotPlainError
             if type(item) not in _SCALARS:
-                _checked(item)
+                _checked(item, nesting - 1)
         return value
-    elif kind is list:
+    elif nesting and kind is list:
         for item in value:
             if type(item) not in _SCALARS:
-                _checked(item)
+                _checked(item, nesting - 1)
         return value
     raise NotPlainError
 
@@ -85,7 +82,15 @@ def _constant(constant: Any) -> Closure:
 
 def _ident(ident: Any) -> Closure:
     name = ident.name
-    return lambda variables: variables[name]
+
+    def read(variables: Mapping[str, Any]) -> Any:
+        try:
+            return variables[name]
+        except KeyError:
+            # Names of types, such as `int`, are identifiers too.
+            raise NotPlainError from None
+
+    return read
 
 
 def _select(select: Any) -> Closure:
@@ -250,64 +255,3 @@ _FUNCTIONS: dict[tuple[str, int], Callable[..., Closure]] = {
     ("size", 1): _size,
     ("@in", 2): _in,
 }
-
-
-# The part of cel/expr/{checked,syntax}.proto that is read here: message -> (field, number, type, repeated, oneof).
-_SCHEMA: dict[str, list[tuple[str, int, str, bool, str]]] = {
-    "CheckedExpr": [("expr", 4, "Expr", False, "")],
-    "Expr": [
-        ("const_expr", 3, "Constant", False, "expr_kind"),
-        ("ident_expr", 4, "Ident", False, "expr_kind"),
-        ("select_expr", 5, "Select", False, "expr_kind"),
-        ("call_expr", 6, "Call", False, "expr_kind"),
-        ("list_expr", 7, "CreateList", False, "expr_kind"),
-        ("struct_expr", 8, "CreateStruct", False, "expr_kind"),
-        ("comprehension_expr", 9, "Other", False, "expr_kind"),
-    ],
-    "Constant": [
-        ("null_value", 1, "int64", False, "constant_kind"),
-        ("bool_value", 2, "bool", False, "constant_kind"),
-        ("int64_value", 3, "int64", False, "constant_kind"),
-        ("uint64_value", 4, "uint64", False, "constant_kind"),
-        ("double_value", 5, "double", False, "constant_kind"),
-        ("string_value", 6, "string", False, "constant_kind"),
-        ("bytes_value", 7, "bytes", False, "constant_kind"),
-    ],
-    "Ident": [("name", 1, "string", False, "")],
-    "Select": [("operand", 1, "Expr", False, ""), ("field", 2, "string", False, ""), ("test_only", 3, "bool", False, "")],
-    "Call": [("target", 1, "Expr", False, ""), ("function", 2, "string", False, ""), ("args", 3, "Expr", True, "")],
-    "CreateList": [("elements", 1, "Expr", True, ""), ("optional_indices", 2, "int32", True, "")],
-    "CreateStruct": [("message_name", 1, "string", False, ""), ("entries", 2, "Entry", True, "")],
-    "Entry": [
-        ("field_key", 2, "string", False, "key_kind"),
-        ("map_key", 3, "Expr", False, "key_kind"),
-        ("value", 4, "Expr", False, ""),
-        ("optional_entry", 5, "bool", False, ""),
-    ],
-    "Other": [],
-}
-
-
-@functools.cache
-def _messages() -> dict[str, Any]:
-    """Message classes for the schema: cel-cpp's Python package has them compiled in, but does not show them."""
-    field_type = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="pointsman/cel.proto", package="pointsman.cel", syntax="proto3")
-    for name, fields in _SCHEMA.items():
-        message = file.message_type.add(name=name)
-        oneofs: list[str] = []
-        for field, number, kind, repeated, oneof in fields:
-            added = message.field.add(name=field, number=number)
-            added.label = field_type.LABEL_REPEATED if repeated else field_type.LABEL_OPTIONAL
-            if kind in _SCHEMA:
-                added.type, added.type_name = field_type.TYPE_MESSAGE, f".pointsman.cel.{kind}"
-            else:
-                added.type = field_type.Type.Value(f"TYPE_{kind.upper()}")
-            if oneof:
-                if oneof not in oneofs:
-                    oneofs.append(oneof)
-                    message.oneof_decl.add(name=oneof)
-                added.oneof_index = oneofs.index(oneof)
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"pointsman.cel.{name}")) for name in _SCHEMA}

@@ -3,18 +3,20 @@
 Both see `input` (a map), `steps` (name -> output; null for a step that was skipped or failed), `environment` and `release` (strings);
 templates of tools also see `arguments` (a map). Values in and out are plain: dict, list, str, int, float, bool, None.
 
-CEL is cel-cpp with its strings and optional extensions. A JSON number without a fraction is an int and int and double do not mix
-in arithmetic: `double(input.n) * 1.5`. Evaluation is bounded by cel-cpp's iteration budget, rendering by fuel and by the size of
-what comes out.
+CEL is cel-cpp with its strings and optional extensions. A JSON number without a fraction is an int; in `+ - * /` it may be mixed with
+doubles, which CEL alone refuses, and gives a double. Evaluation is bounded by cel-cpp's iteration budget, rendering by fuel and by the
+size of what comes out.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import difflib
+import math
+import operator
 import re
 import urllib.parse
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import minijinja
@@ -22,7 +24,9 @@ from cel_expr_python import cel
 from cel_expr_python.ext.ext_optional import ExtOptional
 from cel_expr_python.ext.ext_strings import ExtStrings
 
+from pointsman import syntax
 from pointsman.closures import NotPlainError, compile_closure
+from pointsman.values import MAX_NESTING, NESTING_REFUSED
 
 KIB = 1024
 MAX_EXPRESSION_BYTES = 8 * KIB
@@ -36,9 +40,9 @@ _MAP = cel.Type.Map(cel.Type.STRING, cel.Type.DYN)
 _TYPES = {"input": _MAP, "steps": _MAP, "environment": cel.Type.STRING, "release": cel.Type.STRING}
 _POSITION = re.compile(r"<input>:(\d+):(\d+): (.*)")
 _UNDECLARED = re.compile(r"undeclared reference to '([^'.]+)[^']*'")
-_STEP_IN_CEL = re.compile(r"""\bsteps\s*(?:\.\s*\??\s*([A-Za-z_][A-Za-z0-9_]*)|\[\s*\??\s*(["'])([^"'\\]+)\2\s*\])""")
-_STRING_LITERAL = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')""")
-_PLAIN_TYPES = frozenset({bool, int, float, str, type(None)})
+_NO_WORD = "which JSON has no word for"
+_PLAIN_TYPES = frozenset({bool, int, str, type(None)})
+_MICROSECOND = dt.timedelta(microseconds=1)
 
 
 class ExpressionError(Exception):
@@ -57,8 +61,9 @@ class Expression:
     def __init__(self, source: str, compiled: Any) -> None:
         self.source = source
         self._eval = compiled.eval
-        self._closure = compile_closure(compiled.serialize())
-        self.steps = _steps_of_expression(source)
+        tree = syntax.parse(compiled.serialize())
+        self._closure = compile_closure(tree)
+        self.steps = syntax.steps_of(tree)
         """Names of the steps that it refers to by a name written in it."""
 
     def evaluate(self, variables: Mapping[str, Any]) -> Any:
@@ -78,13 +83,17 @@ class Expression:
         """The same without closures. Raises as evaluate."""
         try:
             value = self._eval(data=variables)
-        except (OverflowError, TypeError, ValueError, RuntimeError) as error:
-            # A value that cel-cpp cannot take, such as an integer beyond 64 bits.
+        except (OverflowError, TypeError, ValueError, RuntimeError, MemoryError) as error:
+            # A value that cel-cpp cannot take, such as an integer beyond 64 bits, or one that it cannot hold.
             raise ExpressionError(_first_line(str(error))) from None
-        if value.type() == cel.Type.ERROR:
-            raise ExpressionError(_explained(str(value.value())))
-        found = value.plain_value()
-        return found if type(found) in _PLAIN_TYPES else _plain(found)
+        try:
+            if value.type() == cel.Type.ERROR:
+                raise ExpressionError(_explained(str(value.value())))
+            found = value.plain_value()
+        except (TypeError, SystemError):
+            # The library's way to say that Python has no such value.
+            raise ExpressionError(f"gave an optional, {_NO_WORD}; take its value with .orValue(...)") from None
+        return found if type(found) in _PLAIN_TYPES else _plain(found, MAX_NESTING)
 
     def evaluate_bool(self, variables: Mapping[str, Any]) -> bool:
         """The value of a gate.
@@ -157,6 +166,8 @@ def compile_template(source: str, *, variables: Collection[str] = VARIABLES, quo
     )
     # Fuel does not bound what doubles a string in a loop, which needs a namespace to carry it from one turn to the next.
     environment.remove_global("namespace")
+    # It would print every variable.
+    environment.remove_global("debug")
     try:
         environment.add_template("template", source)
         names = environment.undeclared_variables_in_template("template", nested=True)
@@ -172,8 +183,38 @@ def compile_template(source: str, *, variables: Collection[str] = VARIABLES, quo
 def _cel() -> Any:
     global _cel_environment  # noqa: PLW0603 -- made at the first use: the command line imports this module without needing CEL
     if _cel_environment is None:
-        _cel_environment = cel.NewEnv(variables=_TYPES, extensions=[ExtStrings(), ExtOptional()])
+        _cel_environment = cel.NewEnv(variables=_TYPES, extensions=[ExtStrings(), ExtOptional(), _mixed_arithmetic()])
     return _cel_environment
+
+
+def _mixed_arithmetic() -> Any:
+    """`3 * 1.5`: a caller cannot help that the number 2 of JSON is an int and 2.5 a double, and an author does not see which will come."""
+    declared = []
+    functions = (
+        ("_+_", "add", operator.add),
+        ("_-_", "subtract", operator.sub),
+        ("_*_", "multiply", operator.mul),
+        ("_/_", "divide", _divide),
+    )
+    for function, name, compute in functions:
+        overloads = []
+        for left, right in ((cel.Type.INT, cel.Type.DOUBLE), (cel.Type.DOUBLE, cel.Type.INT)):
+            # Declared as dyn, so that what comes of it can be compared with ints too.
+            id_ = f"{name}_{left.name()}_{right.name()}".lower()
+            overloads.append(cel.Overload(id_, return_type=cel.Type.DYN, parameters=[left, right], impl=_on_doubles(compute)))
+        declared.append(cel.FunctionDecl(function, overloads))
+    return cel.CelExtension("mixed_arithmetic", declared)
+
+
+def _on_doubles(compute: Callable[[float, float], float]) -> Callable[[float, float], float]:
+    return lambda left, right: compute(float(left), float(right))
+
+
+def _divide(left: float, right: float) -> float:
+    """As CEL divides doubles (IEEE 754)."""
+    if right:
+        return left / right
+    return math.nan if not left or math.isnan(left) else math.copysign(math.inf, left) * math.copysign(1, right)
 
 
 _cel_environment: Any = None
@@ -190,6 +231,8 @@ def _compile_error(source: str, text: str) -> str:
         message = f"unknown function {undeclared[1]!r}"
     elif undeclared:
         message = _unknown_variable(undeclared[1], VARIABLES)
+    elif "no matching overload" in message and "double" in message and "int" in message:
+        message = f"{message.removesuffix(' [INVALID_ARGUMENT]')}; int and double do not mix here: write 2.0 for 2, or double(x)"
     return f"line {line}, column {column}: {message.removesuffix(' [INVALID_ARGUMENT]')}"
 
 
@@ -202,8 +245,6 @@ def _unknown_variable(name: str, variables: Collection[str]) -> str:
 def _explained(text: str) -> str:
     """What cel-cpp says at run time, without its status word, and with a remedy where there is a usual one."""
     message = re.sub(r"^[A-Z_]+: ", "", _first_line(text))
-    if "No matching overloads" in message and "int64" in message and "double" in message:
-        return f"{message}; int and double do not mix: write double(x)"
     if message.startswith("Key not found in map"):
         return f"{message}; test with has(x.key), or write x.?key.orValue(...)"
     return message
@@ -213,19 +254,32 @@ def _first_line(text: str) -> str:
     return text.strip().splitlines()[0] if text.strip() else "gave no reason"
 
 
-def _plain(value: Any) -> Any:
-    """Lists and maps all the way down; CEL's other types as JSON has them."""
+def _plain(value: Any, nesting: int) -> Any:
+    """Lists and maps all the way down, nested so deep at most; CEL's other types as JSON has them."""
     if type(value) in _PLAIN_TYPES:
         return value
-    if isinstance(value, Mapping):
-        return {_key(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+    if type(value) is float:
+        if math.isfinite(value):
+            return value
+        raise ExpressionError(f"gave {value}, {_NO_WORD}")
+    if isinstance(value, Mapping | list | tuple):
+        if not nesting:
+            raise ExpressionError(f"gave a value that {NESTING_REFUSED}")
+        if isinstance(value, Mapping):
+            return {_key(key): _plain(item, nesting - 1) for key, item in value.items()}
+        return [_plain(item, nesting - 1) for item in value]
     if isinstance(value, dt.datetime):
         return value.isoformat().replace("+00:00", "Z")
     if isinstance(value, dt.timedelta):
-        return f"{value.total_seconds():g}s"
-    raise ExpressionError(f"gave {_shown(value)}, which JSON has no word for; turn it into a string, a number, a list or a map")
+        return _duration(value // _MICROSECOND)
+    raise ExpressionError(f"gave {_shown(value)}, {_NO_WORD}; turn it into a string, a number, a list or a map")
+
+
+def _duration(microseconds: int) -> str:
+    """As protobuf's JSON mapping writes it: `90s`, `-0.5s`."""
+    seconds, rest = divmod(abs(microseconds), 1_000_000)
+    fraction = f".{rest:06}".rstrip("0") if rest else ""
+    return f"{'-' if microseconds < 0 else ''}{seconds}{fraction}s"
 
 
 def _key(key: Any) -> str:
@@ -245,13 +299,3 @@ def _quoted(value: Any) -> str:
         raise _NotForUrlError(f"a URL takes text and numbers, not {_shown(value)}")
     text = ("true" if value else "false") if isinstance(value, bool) else str(value)
     return urllib.parse.quote(text, safe="")
-
-
-def _steps_of_expression(source: str) -> frozenset[str]:
-    """Names in `steps.name` and `steps["name"]`; text inside other string literals does not count."""
-    found = set()
-    for match in _STEP_IN_CEL.finditer(source):
-        before = source[: match.start()]
-        if _STRING_LITERAL.sub("", before).count('"') == 0 and _STRING_LITERAL.sub("", before).count("'") == 0:
-            found.add(match[1] or match[3])
-    return frozenset(found)

@@ -6,6 +6,8 @@ JSON through HTTP.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +17,33 @@ from google.protobuf.struct_pb2 import ListValue, NullValue, Struct, Value
 # Beyond this a double does not tell neighbouring integers apart (RFC 8259, section 6).
 MAX_EXACT_INTEGER = 2**53
 
+# Lists and maps within one another. A level of maps is three of protobuf, which takes at most 100.
+MAX_NESTING = 32
+
 NUL_REFUSED = "has the character NUL (U+0000), which expressions cannot hold; leave it out"
+
+
+NESTING_REFUSED = f"is nested deeper than {MAX_NESTING} levels of lists and objects; make it flatter"
+NUMBER_REFUSED = "has a number that is infinite or not a number, which JSON has no word for"
+
+_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_ONE_KIND = bytes.maketrans(b"{}", b"[]")
+
+
+def refusal(plain: Any) -> str:
+    """Why a plain value that did not come as JSON cannot be taken: words that follow its name; empty when it can."""
+    if has_nul(plain):
+        return NUL_REFUSED
+    return "" if _finite(plain) else NUMBER_REFUSED
+
+
+def _finite(plain: Any) -> bool:
+    if isinstance(plain, float):
+        return math.isfinite(plain)
+    if isinstance(plain, Mapping):
+        return all(map(_finite, plain.values()))
+    return not isinstance(plain, list) or all(map(_finite, plain))
 
 
 def has_nul(plain: Any) -> bool:
@@ -35,12 +63,24 @@ def decode_json(data: bytes) -> Any:
     """
     try:
         found = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except RecursionError:
+        raise ValueError(NESTING_REFUSED) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"is not JSON: {error}") from None
+    if data.count(b"{") + data.count(b"[") > MAX_NESTING and _too_deep(data):
+        raise ValueError(NESTING_REFUSED)
     # A NUL can only be written as this escape, so the search spares almost every text the walk.
     if b"\\u0000" in data and has_nul(found):
         raise ValueError(NUL_REFUSED)
     return found
+
+
+def _too_deep(data: bytes) -> bool:
+    """Whether JSON text is nested deeper than MAX_NESTING: the innermost brackets are taken away that often, all of it in C."""
+    brackets = _STRINGS.sub(b"", data).translate(_ONE_KIND, _NOT_BRACKETS)
+    for _ in range(MAX_NESTING):
+        brackets = brackets.replace(b"[]", b"")
+    return bool(brackets)
 
 
 def from_struct(struct: Struct) -> dict[str, Any]:

@@ -1,0 +1,57 @@
+"""Plain values: what JSON text and messages may hold."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pointsman.v1.trigger_pb2 import TriggerResponse
+from pointsman.values import MAX_NESTING, decode_json, from_value, refusal, to_value
+
+TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=4) | st.sampled_from(['[{"', "}]", "\\"])
+SCALARS = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | TEXT
+NESTED = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=20)
+
+
+def depth(value: Any) -> int:
+    if not isinstance(value, dict | list):
+        return 0
+    return 1 + max(map(depth, value.values() if isinstance(value, dict) else value), default=0)
+
+
+@given(NESTED, st.lists(st.booleans(), max_size=MAX_NESTING + 4))
+def test_json_is_taken_up_to_the_nesting_that_messages_can_hold(value, around):
+    for in_list in around:
+        value = [value, "]"] if in_list else {"[": value}
+    text = msgspec.json.encode(value)
+    if depth(value) > MAX_NESTING:
+        with pytest.raises(ValueError, match="nested deeper than 32 levels"):
+            decode_json(text)
+    else:
+        assert decode_json(text) == value
+        sent = TriggerResponse(output=to_value(value)).SerializeToString()
+        assert from_value(TriggerResponse.FromString(sent).output) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"[" * 10_000, "nested deeper"),
+        (b'{"a":' * 10_000 + b"1" + b"}" * 10_000, "nested deeper"),
+        (b'["a\\u0000"]', "NUL"),
+        (b"NaN", "is not JSON"),
+        (b'"\xff"', "is not JSON"),
+        (b"", "is not JSON"),
+    ],
+)
+def test_other_text_is_refused_with_the_reason(text, says):
+    with pytest.raises(ValueError, match=says):
+        decode_json(text)
+
+
+@pytest.mark.parametrize(("value", "says"), [({"a": [float("nan")]}, "infinite"), ({"a\0": 1}, "NUL"), ({"a": [1.5, {"b": "c"}]}, "")])
+def test_values_of_messages_that_json_has_no_word_for_are_refused(value, says):
+    assert says in refusal(value)
+    assert bool(refusal(value)) == bool(says)
