@@ -1,33 +1,20 @@
-"""The SQLite store: one file, one writer thread, a few readers.
-
-Exactly one connection writes and checkpoints, on one thread: SQLite wants that, and so does an event loop. Writes that wait while
-another commits share the next commit (group commit): each runs in a savepoint of its own, so that one that fails undoes only
-itself, and one fsync makes all of them durable.
-"""
+"""The SQLite store: one file. Exactly one connection writes and checkpoints, on one thread, and a few read beside it."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import queue
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-import structlog
-
-from control_plane.storage.base import CannotOpenStore, ReadTransaction, Transaction
-from control_plane.storage.jobs import Job, run_to_end
+from control_plane.storage.base import CannotOpenStore, ReadTransaction
+from control_plane.storage.group_commit import GroupCommitStore, Job, run_to_end
 from control_plane.storage.sql import SqlTransaction
 from control_plane.storage.sqlite_file import cause_of, connect, lock, open_file, sqlite3
-from pointsman.errors import StoreUnavailable
 
 T = TypeVar("T")
 READERS = 4
-MAX_BATCH = 256
-log = structlog.get_logger()
 
 
 class SqliteTransaction(SqlTransaction):
@@ -41,7 +28,7 @@ class SqliteTransaction(SqlTransaction):
         return found
 
 
-class SqliteStore:
+class SqliteStore(GroupCommitStore):
     """Implements base.Store on one file."""
 
     def __init__(self, path: Path) -> None:
@@ -50,7 +37,7 @@ class SqliteStore:
         Raises:
             CannotOpenStore: when it cannot be opened, is not ours, or is newer than this program.
         """
-        self._loop = asyncio.get_running_loop()
+        super().__init__(f"sqlite:///{path}", READERS)
         self._path = path
         self._lock_file = lock(path)
         try:
@@ -62,33 +49,14 @@ class SqliteStore:
         except BaseException:
             self._lock_file.close()
             raise
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._on_change: list[Callable[[], None]] = []
         self._local = threading.local()
         self._opened: set[Any] = set()
-        self._closed = False
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="sqlite reader")
-        self._thread = threading.Thread(target=self._write_batches, name="sqlite writer", daemon=True)
         self._thread.start()
 
     @property
     def store_id(self) -> str:
         """See base.Store."""
         return self._store_id
-
-    @property
-    def location(self) -> str:
-        """See base.Store."""
-        return f"sqlite:///{self._path}"
-
-    def on_change(self, call: Callable[[], None]) -> None:
-        """See base.Store."""
-        self._on_change.append(call)
-
-    async def read(self, work: Callable[[ReadTransaction], Awaitable[T]]) -> T:
-        """See base.Store."""
-        self._refuse_when_closed()
-        return await self._loop.run_in_executor(self._readers, self._read, work)
 
     def _read(self, work: Callable[[ReadTransaction], Awaitable[T]]) -> T:
         """On a connection of this thread, which is left behind when the file cannot be used: the next read opens another."""
@@ -116,53 +84,13 @@ class SqliteStore:
             with contextlib.suppress(sqlite3.Error):
                 connection.close()
 
-    async def write(self, work: Callable[[Transaction], Awaitable[T]], *, dry_run: bool = False) -> T:
-        """See base.Store."""
-        self._refuse_when_closed()
-        job = Job(work, dry_run, self._loop.create_future())
-        self._jobs.put(job)
-        result: T = await job.done
-        return result
-
-    def _refuse_when_closed(self) -> None:
-        if self._closed:
-            raise StoreUnavailable(f"The store {self.location} is closed. Nothing was changed.", store=self.location, cause="closed")
-
-    async def close(self) -> None:
-        """See base.Store."""
-        if self._closed:
-            return
-        self._closed = True
-        self._jobs.put(None)
-        await self._loop.run_in_executor(None, self._thread.join)
-        await self._loop.run_in_executor(None, self._readers.shutdown)
+    def _let_go(self) -> None:
         for connection in [*self._opened, self._writer]:
             self._forget(connection)
         self._lock_file.close()
 
-    def _write_batches(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            batch = [job]
-            while len(batch) < MAX_BATCH and not self._jobs.empty():
-                waiting = self._jobs.get()
-                if waiting is None:
-                    self._jobs.put(None)
-                    break
-                batch.append(waiting)
-            changed = self._commit(batch)
-            self._loop.call_soon_threadsafe(self._resolve, batch, changed)
-
-    def _resolve(self, batch: list[Job], changed: bool) -> None:
-        for job in batch:
-            job.resolve()
-        for call in self._on_change if changed else ():
-            try:
-                call()
-            except Exception:
-                log.exception("a listener of the store failed")
-
     def _commit(self, batch: list[Job]) -> bool:
-        """Runs the batch in one transaction; whether the revision grew. A failed commit fails every job of the batch."""
+        """See GroupCommitStore. A failed commit fails every job of the batch."""
         try:
             with self._translated():
                 self._check_in_place()
@@ -174,11 +102,9 @@ class SqliteStore:
                 revision = int(self._writer.execute("SELECT revision FROM counter").fetchone()[0])
                 self._check_in_place()
                 self._writer.execute("COMMIT")
-        except BaseException as error:  # noqa: BLE001 -- the writer outlives every failure; its callers are told
+        except BaseException:
             self._leave()
-            for job in batch:
-                job.error = error
-            return False
+            raise
         changed, self._revision = revision > self._revision, revision
         return changed
 
@@ -212,14 +138,6 @@ class SqliteStore:
             raise self._unavailable(f"its file: {error.strerror}", "SQLITE_CANTOPEN") from error
         if (found.st_dev, found.st_ino) != self._identity:
             raise self._unavailable("another file is in the place of its file", "SQLITE_READONLY_DBMOVED")
-
-    def _unavailable(self, why: str, cause: str) -> StoreUnavailable:
-        log.warning("the store cannot be used", store=self.location, cause=cause, error=why)
-        return StoreUnavailable(
-            f"The store {self.location} cannot be used now: {why}. Nothing was changed; it works again when the cause is gone.",
-            store=self.location,
-            cause=cause,
-        )
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
