@@ -213,8 +213,10 @@ class Gateways:
             waiting.rejections.setdefault(session.identity.gateway_id, []).extend(rejections)
         waiting.answered(session)
 
-    async def prepare(self, targets: Sequence[Target]) -> None:
-        """Has every subscribed gateway fetch and compile what it does not hold yet. A silent one is waited for a while, no more.
+    async def prepare(self, targets: Sequence[Target], seconds: float) -> None:
+        """Has every subscribed gateway fetch and compile what it does not hold yet.
+
+        A silent one is waited for so long, and no longer than the prepare timeout; it catches up by itself.
 
         Raises:
             ReleaseRejected: when any of them cannot run a target.
@@ -232,7 +234,7 @@ class Gateways:
             for session, message in asked.items():
                 session.prepares.append(message)
                 session.watcher.wake()
-            await waiting.wait(self._prepare_timeout_seconds)
+            await waiting.wait(min(seconds, self._prepare_timeout_seconds))
         finally:
             del self._prepares[prepare_id]
         if waiting.rejections:

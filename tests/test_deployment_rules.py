@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -341,3 +342,13 @@ async def test_promise_04_a_rollout_tells_who_serves_and_who_does_not_yet(plane)
             deployed = await plane.deploy("v1", wait_seconds=0.5)
             await task
             assert (deployed.rollout.total, deployed.rollout.applied, deployed.rollout.pending) == (2, 1, ["g2"])
+
+
+async def test_promise_04_a_silent_gateway_costs_no_more_than_the_wait_that_was_granted(plane):
+    async with plane.hub.watcher(60) as watcher:
+        plane.gateways._prepare_timeout_seconds = 60
+        with plane.gateways.connected(_identity("g1"), watcher, revision=0, held=()):
+            started = time.monotonic()
+            deployed = await plane.deploy("v1", wait_seconds=1.2)
+            assert 1.0 < time.monotonic() - started < 2.2
+            assert (deployed.rollout.total, deployed.rollout.pending) == (1, ["g1"])

@@ -30,6 +30,8 @@ from pointsman.errors import (
 from pointsman.ids import new_id
 
 MAX_PREPARE_ROUNDS = 3
+# Also a caller who does not want to wait gets the gateways' veto: a healthy one answers within milliseconds.
+MIN_PREPARE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,12 +217,14 @@ class Deployments:
         await self._store.read(lambda tx: check_filters(tx, app, environment))
 
     async def _carry_out(self, plan: Plan, options: Options, call: Call) -> Deployed:
-        """Prepare, then commit, then wait for the gateways."""
+        """Prepare, then commit, then wait for the gateways; the wait that the caller grants is for all of it."""
+        wait = DEFAULT_WAIT_SECONDS if options.wait_seconds is None else options.wait_seconds
+        began = time.monotonic()
         committed = None
         for _ in range(MAX_PREPARE_ROUNDS):
             prepared = None
             if not options.force and self._gateways.any_connected:
-                prepared = await self._prepare(plan, call)
+                prepared = await self._prepare(plan, call, max(wait, MIN_PREPARE_SECONDS))
             try:
                 committed = await self._commit(plan, prepared, options, call)
                 break
@@ -234,11 +238,11 @@ class Deployments:
             )
         rollout = None
         if not call.validate_only:
-            wait = DEFAULT_WAIT_SECONDS if options.wait_seconds is None else options.wait_seconds
-            rollout = await self._gateways.rollout(committed.bindings, wait, started=time.monotonic())
+            started = time.monotonic()
+            rollout = await self._gateways.rollout(committed.bindings, wait - (started - began), started=started)
         return Deployed(deployments=committed.deployments, bindings=committed.bindings, rollout=rollout)
 
-    async def _prepare(self, plan: Plan, call: Call) -> list[Target] | None:
+    async def _prepare(self, plan: Plan, call: Call, seconds: float) -> list[Target] | None:
         """Has the gateways get ready; what they got ready for, or None for a repeated request. Raises ReleaseRejected."""
 
         async def work(tx: ReadTransaction) -> list[PlannedBinding] | None:
@@ -248,7 +252,7 @@ class Deployments:
         if planned is None:
             return None
         targets = _changing(planned)
-        await self._gateways.prepare(targets)
+        await self._gateways.prepare(targets, seconds)
         return targets
 
     async def _commit(self, plan: Plan, prepared: list[Target] | None, options: Options, call: Call) -> Committed:
