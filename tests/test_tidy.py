@@ -34,7 +34,6 @@ DRIVERS = {
     "pysqlite3": "control_plane/storage/sqlite",
     "sqlite_utils": "control_plane/storage/sqlite",
     "psycopg": "control_plane/storage/postgres",
-    "psycopg_pool": "control_plane/storage/postgres",
 }
 # Migrations are written for both drivers, side by side.
 DRIVERS_TOO = ("control_plane/storage/migrations", "tests/")

@@ -7,16 +7,25 @@ from pathlib import Path
 from control_plane.storage.base import CannotOpenStore, Store
 
 SQLITE_PREFIX = "sqlite:///"
+POSTGRES_PREFIXES = ("postgresql://", "postgres://")
 
 
 async def open_store(url: str) -> Store:
-    """Opens the store that a URL names: sqlite:///PATH, with an absolute PATH too (sqlite:////var/lib/...).
+    """Opens the store that a URL names.
+
+    sqlite:///PATH, with an absolute PATH too (sqlite:////var/lib/...), or postgresql://USER@HOST/DATABASE as libpq knows it.
 
     Raises:
         CannotOpenStore: with one line for a person.
     """
+    if url.startswith(POSTGRES_PREFIXES):
+        try:
+            from control_plane.storage.postgres import PostgresStore
+        except ImportError as error:
+            raise CannotOpenStore(f"PostgreSQL needs more packages ({error}): pip install 'pointsman[postgres]'") from error
+        return await PostgresStore.open(url)
     if not url.startswith(SQLITE_PREFIX) or url == SQLITE_PREFIX:
-        raise CannotOpenStore(f"{url.partition('@')[2] or url!r} is not a store; use sqlite:///PATH")
+        raise CannotOpenStore(f"{url.rpartition('@')[2] or url!r} is not a store; use sqlite:///PATH or postgresql://USER@HOST/DATABASE")
     from control_plane.storage.sqlite import SqliteStore
 
     return SqliteStore(Path(url.removeprefix(SQLITE_PREFIX)))

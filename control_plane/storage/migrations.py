@@ -28,14 +28,14 @@ def first_light(db: Database) -> None:
             )
     db.execute("INSERT INTO counter (only, store_id, revision) VALUES (1, ?, 0)", [str(uuid.uuid4())])
     now = time.time_ns() // 1000
-    for environment, description in _ENVIRONMENTS:
+    for environment, description in ENVIRONMENTS:
         db.execute(
             "INSERT INTO environments (environment, description, create_time, created_by) VALUES (?, ?, ?, 'pointsman')",
             [environment, description, now],
         )
 
 
-_ENVIRONMENTS = (
+ENVIRONMENTS = (
     ("development", "Where changes are tried first."),
     ("staging", "Where a release is verified before it is promoted."),
     ("production", "What users get."),

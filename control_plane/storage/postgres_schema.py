@@ -1,0 +1,169 @@
+"""The schema of a PostgreSQL store, in numbered steps that only go forward; replicas that start together take turns.
+
+All missing steps and the record of them commit together. A store with a step this program does not know is refused.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any, LiteralString
+
+from control_plane.storage.base import CannotOpenStore
+from control_plane.storage.migrations import ENVIRONMENTS, IMMUTABLE_TABLES
+
+# "PMAN": the advisory lock that whoever changes the schema holds.
+SCHEMA_LOCK = 0x504D414E
+OLDEST_SERVER = 130000
+
+Statements = tuple[LiteralString, ...]
+
+_RECORD = """CREATE TABLE IF NOT EXISTS pointsman_steps (
+    step INTEGER PRIMARY KEY,
+    name TEXT NOT NULL,
+    applied_time TIMESTAMPTZ NOT NULL DEFAULT now()
+)"""
+
+# Names sort by their bytes, as in SQLite, whatever the database's locale.
+_FIRST_LIGHT: Statements = (
+    """CREATE TABLE counter (
+        only_one BIGINT PRIMARY KEY CHECK (only_one = 1),
+        store_id TEXT NOT NULL,
+        revision BIGINT NOT NULL
+    )""",
+    """CREATE TABLE apps (
+        position BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+        app TEXT COLLATE "C" NOT NULL UNIQUE,
+        description TEXT NOT NULL,
+        create_time BIGINT NOT NULL,
+        created_by TEXT NOT NULL,
+        draft BYTEA NOT NULL,
+        draft_version BIGINT NOT NULL,
+        draft_update_time BIGINT
+    )""",
+    """CREATE TABLE environments (
+        position BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+        environment TEXT COLLATE "C" NOT NULL UNIQUE,
+        description TEXT NOT NULL,
+        create_time BIGINT NOT NULL,
+        created_by TEXT NOT NULL
+    )""",
+    'CREATE TABLE snapshots (digest TEXT COLLATE "C" PRIMARY KEY, data BYTEA NOT NULL)',
+    """CREATE TABLE releases (
+        position BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+        app TEXT COLLATE "C" NOT NULL REFERENCES apps (app),
+        tag TEXT COLLATE "C" NOT NULL,
+        description TEXT NOT NULL,
+        digest TEXT COLLATE "C" NOT NULL REFERENCES snapshots (digest),
+        size_bytes BIGINT NOT NULL,
+        create_time BIGINT NOT NULL,
+        created_by TEXT NOT NULL,
+        UNIQUE (app, tag)
+    )""",
+    "CREATE INDEX releases_newest ON releases (app, position)",
+    """CREATE TABLE deployments (
+        position BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+        deployment_id TEXT COLLATE "C" NOT NULL UNIQUE,
+        app TEXT COLLATE "C" NOT NULL,
+        environment TEXT COLLATE "C" NOT NULL,
+        action TEXT NOT NULL,
+        release TEXT COLLATE "C" NOT NULL,
+        digest TEXT NOT NULL,
+        previous_release TEXT NOT NULL,
+        revision BIGINT NOT NULL,
+        actor TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        create_time BIGINT NOT NULL,
+        forced BIGINT NOT NULL,
+        beneath TEXT NOT NULL,
+        FOREIGN KEY (app, release) REFERENCES releases (app, tag)
+    )""",
+    "CREATE INDEX deployments_of_release ON deployments (app, release, environment, position)",
+    "CREATE INDEX deployments_newest ON deployments (app, environment, position)",
+    """CREATE TABLE bindings (
+        app TEXT COLLATE "C" NOT NULL REFERENCES apps (app),
+        environment TEXT COLLATE "C" NOT NULL,
+        revision BIGINT NOT NULL,
+        deployment_id TEXT COLLATE "C" REFERENCES deployments (deployment_id),
+        PRIMARY KEY (app, environment)
+    )""",
+    "CREATE INDEX bindings_newest ON bindings (revision)",
+    """CREATE TABLE requests (
+        caller TEXT COLLATE "C" NOT NULL,
+        request_id TEXT COLLATE "C" NOT NULL,
+        fingerprint TEXT NOT NULL,
+        answer BYTEA NOT NULL,
+        create_time BIGINT NOT NULL,
+        PRIMARY KEY (caller, request_id)
+    )""",
+    "CREATE INDEX requests_oldest ON requests (create_time)",
+    """CREATE FUNCTION pointsman_refuse() RETURNS trigger LANGUAGE plpgsql AS
+    $$BEGIN RAISE EXCEPTION '% never change: % is refused', TG_TABLE_NAME, TG_OP USING ERRCODE = 'integrity_constraint_violation'; END$$""",
+)
+
+STEPS: tuple[tuple[str, Statements], ...] = (("first_light", _FIRST_LIGHT),)
+
+
+def bring_up_to_date(connection: Any, location: str) -> None:
+    """Makes the schema, or adds what is missing, in one transaction.
+
+    Raises:
+        CannotOpenStore: when the server is too old, or the schema is another program's or a newer Pointsman's.
+    """
+    if connection.info.server_version < OLDEST_SERVER:
+        raise CannotOpenStore(f"the store {location} is on PostgreSQL {connection.info.server_version // 10000}; 13 or newer is needed")
+    with connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", [SCHEMA_LOCK])
+        found = connection.execute("SELECT current_schema(), to_regclass(current_schema() || '.pointsman_steps') IS NOT NULL")
+        schema, ours = found.fetchone()
+        if schema is None:
+            raise CannotOpenStore(f"the store {location} has no schema to make tables in; check its search_path and who may use it")
+        if not ours:
+            _refuse_foreign(connection, schema, location)
+        connection.execute(_RECORD)
+        applied = connection.execute("SELECT step, name FROM pointsman_steps ORDER BY step").fetchall()
+        if len(applied) > len(STEPS) or [name for _, name in applied] != [name for name, _ in STEPS[: len(applied)]]:
+            raise CannotOpenStore(
+                f"the store {location} was written by a newer Pointsman (it has the step {applied[-1][1]!r}); "
+                "use that version or a newer one"
+            )
+        for number in range(len(applied), len(STEPS)):
+            _apply(connection, number)
+
+
+def _refuse_foreign(connection: Any, schema: str, location: str) -> None:
+    """Tables that belong to an extension are nobody's data."""
+    found = connection.execute(
+        "SELECT relname FROM pg_class c WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p', 'f') AND NOT EXISTS "
+        "(SELECT 1 FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = c.oid AND deptype = 'e') ORDER BY relname LIMIT 1"
+    ).fetchone()
+    if found:
+        raise CannotOpenStore(
+            f"the schema {schema!r} of {location} holds tables of another program ({found[0]}), not a Pointsman store; "
+            "choose another database or search_path"
+        )
+
+
+def _apply(connection: Any, number: int) -> None:
+    name, statements = STEPS[number]
+    for statement in statements:
+        connection.execute(statement)
+    if number == 0:
+        _first_rows(connection)
+    connection.execute("INSERT INTO pointsman_steps (step, name) VALUES (%s, %s)", [number + 1, name])
+
+
+def _first_rows(connection: Any) -> None:
+    for table in IMMUTABLE_TABLES:
+        connection.execute(
+            f"CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE ON {table} FOR EACH ROW EXECUTE FUNCTION pointsman_refuse()"
+        )
+        connection.execute(
+            f"CREATE TRIGGER refuse_truncate BEFORE TRUNCATE ON {table} FOR EACH STATEMENT EXECUTE FUNCTION pointsman_refuse()"
+        )
+    connection.execute("INSERT INTO counter (only_one, store_id, revision) VALUES (1, %s, 0)", [str(uuid.uuid4())])
+    for environment, description in ENVIRONMENTS:
+        connection.execute(
+            "INSERT INTO environments (environment, description, create_time, created_by) VALUES (%s, %s, %s, 'pointsman')",
+            [environment, description, time.time_ns() // 1000],
+        )
