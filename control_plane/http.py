@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
+import structlog
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from control_plane.storage.base import Store
-from pointsman.errors import PointsmanError
+from pointsman.errors import EndpointNotFound, Internal, PointsmanError
 from pointsman.web import error_body, error_headers
 
 
+log = structlog.get_logger()
+
+PAGES = ("/livez", "/readyz")
+
+
 def make_app(store: Store) -> Any:
-    """An ASGI app."""
+    """An ASGI app. Every refusal has the one JSON shape of errors."""
 
     async def livez(_request: Request) -> Response:
         return PlainTextResponse("alive\n")
@@ -25,8 +32,24 @@ def make_app(store: Store) -> Any:
         try:
             await store.read(lambda tx: tx.revision())
         except PointsmanError as error:
-            headers = {key.decode(): value.decode() for key, value in error_headers(error)}
-            return Response(error_body(error), error.http_status, headers)
+            return _refused(error)
         return PlainTextResponse("ready\n")
 
-    return Starlette(routes=[Route("/livez", livez), Route("/readyz", readyz)])
+    async def unknown(request: Request, _error: Exception) -> Response:
+        known = request.url.path in PAGES
+        what = f"{request.url.path} takes GET, not {request.method}." if known else f"There is no {request.url.path!r} here."
+        there = f"There are {' and '.join(PAGES)}; the API is gRPC, on the other port."
+        return _refused(EndpointNotFound(f"{what} {there}", endpoint=request.url.path))
+
+    async def broken(request: Request, error: Exception) -> Response:
+        request_id = str(uuid.uuid4())
+        log.error("request failed", path=request.url.path, request_id=request_id, exc_info=error)
+        return _refused(Internal(request_id))
+
+    routes = [Route("/livez", livez), Route("/readyz", readyz)]
+    return Starlette(routes=routes, exception_handlers={404: unknown, 405: unknown, Exception: broken})
+
+
+def _refused(error: PointsmanError) -> Response:
+    headers = {key.decode(): value.decode() for key, value in error_headers(error)}
+    return Response(error_body(error), error.http_status, headers)
