@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from pointsman.rules import SECRET_REFERENCE
+from pointsman.upstreams import SECRET_REFERENCE
 
 VARIABLE_PREFIX = "POINTSMAN_SECRET_"
 

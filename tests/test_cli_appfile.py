@@ -51,7 +51,7 @@ def told(tmp_path, text):
         ("    input_schema: {type: object, type: array}\n", [(4, 34, "endpoints[0].input_schema.type")]),
         ("    input_schema: {maximum: 1e999}\n", [(4, 29, "endpoints[0].input_schema.maximum")]),
         ("    input_schema: [1]\n", [(4, 19, "endpoints[0].input_schema")]),
-        ("    input_schema: {type: nothing}\n", [(4, 19, "endpoints[0].input_schema")]),
+        ("    input_schema: {type: nothing}\n", [(4, 26, "endpoints[0].input_schema.type")]),
         ("    ? [a]\n    : b\n", [(4, 7, "endpoints[0]")]),
         ("    <<: {path: x}\n", [(4, 5, "endpoints[0].<<")]),
         (

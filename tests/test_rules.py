@@ -89,7 +89,7 @@ def test_everything_is_told_at_once():
         ),
         (
             config(endpoints=[{"name": "a", "pipeline": "p", "input_schema": {"type": "strin"}}], pipelines=[{"name": "p"}]),
-            "endpoints[0].input_schema",
+            "endpoints[0].input_schema.type",
             "is not a JSON Schema",
         ),
         (
@@ -99,8 +99,8 @@ def test_everything_is_told_at_once():
         ),
         (
             config(endpoints=[{"name": "a", "pipeline": "p", "input_schema": {"pattern": "(?=a)"}}], pipelines=[{"name": "p"}]),
-            "endpoints[0].input_schema",
-            "is not a JSON Schema",
+            "endpoints[0].input_schema.pattern",
+            "look-around and back-references are not supported",
         ),
         (
             config(endpoints=[{"name": "a", "pipeline": "p", "timeout": "9999s"}], pipelines=[{"name": "p"}]),
@@ -147,11 +147,60 @@ def test_everything_is_told_at_once():
             'tools[0].http.headers["a b"]',
             "a header name",
         ),
+        (config(tools=[{"name": "t", "http": {"url": "${secret:URL}/x"}}]), "tools[0].http.url", "secrets belong in headers and keys"),
+        (config(tools=[{"name": "t", "http": {"url": "http://x?k=${secret:K}"}}]), "tools[0].http.url", "secrets belong in headers"),
+        (config(tools=[{"name": "t", "http": {"url": "http://x", "body": "${secret:K}"}}]), "tools[0].http.body", "secrets belong in"),
+        (config(models=[{"name": "m", "targets": [{"base_url": "${secret:U}"}]}]), "models[0].targets[0].base_url", "secrets belong in"),
+        (config(models=[{"name": "m", "targets": [{"base_url": "http://h?a=1"}]}]), "models[0].targets[0].base_url", "has a query"),
+        (config(models=[{"name": "m", "targets": [{"base_url": "http://"}]}]), "models[0].targets[0].base_url", "names no host"),
+        (config(models=[{"name": "m", "targets": [{"base_url": "http://h:99999"}]}]), "models[0].targets[0].base_url", "is not a URL"),
+        (
+            config(models=[{"name": "m", "targets": [{"base_url": "http://h", "headers": {"a b": "1"}}]}]),
+            'models[0].targets[0].headers["a b"]',
+            "a header name",
+        ),
+        (config(tools=[{"name": "t", "mcp": {"url": "ws://h"}}]), "tools[0].mcp.url", "is not an http or https URL"),
+        (
+            config(tools=[{"name": "t", "http": {"url": "http://x", "headers": {"A": "{{ '${secret:K}' }}"}}}]),
+            'tools[0].http.headers["A"]',
+            "must stand outside",
+        ),
+        (
+            config(tools=[{"name": "t", "http": {"url": "http://x", "headers": {"A": "${secret:K}{{ secret_K }}"}}}]),
+            'tools[0].http.headers["A"]',
+            "unknown variable 'secret_K'",
+        ),
         (pipeline(transform("a", "1" * 9000)), "pipelines[0].stages[0].steps[0].transform.expression", "8192"),
     ],
 )
 def test_one_violation_and_what_it_says(message, field, says):
     assert says in told(message)[field]
+
+
+def test_a_password_in_a_url_is_refused_and_not_shown():
+    found = told(config(tools=[{"name": "t", "http": {"url": "http://u:hunter2@h/{{ input.x }}"}}]))
+    assert "send them in a header" in found["tools[0].http.url"]
+    assert "hunter2" not in str(found)
+
+
+def test_all_that_is_wrong_with_a_schema_is_told():
+    schema = {"properties": {"q": {"type": "strin"}, "n": {"minimum": "x"}}}
+    found = told(config(endpoints=[{"name": "a", "pipeline": "p", "input_schema": schema}], pipelines=[{"name": "p"}]))
+    where = "endpoints[0].input_schema.properties"
+    assert {field for field in found if field.startswith("endpoints")} == {f"{where}.q.type", f"{where}.n.minimum"}
+
+
+def test_the_templates_of_a_tool_are_checked_against_each_pipeline_that_calls_it():
+    tool = {"name": "t", "http": {"url": "http://x/{{ steps.b }}", "headers": {"H": "{{ steps.zz }}"}}}
+    call = {"name": "a", "tool_call": {"tool": "t"}}
+    message = pipeline(call, transform("b"))
+    message.tools.add().CopyFrom(json_format.ParseDict(tool, AppConfig().tools.add()))
+    message.pipelines[0].stages[0].steps.add(name="c").inference.tools.append("t")
+    found = [str(v) for v in check_config(message) if "templates of tool 't'" in v.description]
+    at = "pipelines[0].stages[0].steps"
+    assert [text.split(":")[0] for text in found] == [f"{at}[0].tool_call.tool"] * 2 + [f"{at}[2].inference.tools[0]"]
+    assert "steps.b has not run yet" in found[0]
+    assert "there is no step 'zz'" in found[1]
 
 
 def test_a_step_may_name_what_has_run():

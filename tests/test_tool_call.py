@@ -71,6 +71,16 @@ async def test_url_headers_and_body_are_templates_and_a_json_answer_is_a_value(u
     assert (headers["x-env"], headers["authorization"]) == ("staging", f"Bearer {SECRET}")
 
 
+async def test_a_header_may_be_a_template_with_a_secret_in_it_and_nothing_of_the_input_is_read_as_one(upstream, clients):
+    tool = {
+        "headers": {"Authorization": "{% if input.admin %}Root{% else %}Bearer{% endif %} ${secret:KEY}", "X-Given": "{{ input.given }}"}
+    }
+    given = "${secret:KEY} {{ secret_KEY }}"
+    await run(calling(upstream.url + "/echo", tool=tool), running(clients, admin=False, given=given))
+    _, _, headers, _ = upstream.seen[0]
+    assert (headers["authorization"], headers["x-given"]) == (f"Bearer {SECRET}", given)
+
+
 async def test_a_post_without_a_body_sends_the_arguments_and_text_stays_text(upstream, clients):
     answer = await run(calling(upstream.url + "/echo", "{'a': [1, 2]}", {"method": "PUT"}), running(clients))
     assert answer["body"] == {"a": [1, 2]}

@@ -23,8 +23,8 @@ from data_plane.steps.base import (
     retry_after,
 )
 from pointsman.expressions import TOOL_VARIABLES, ExpressionError, Template, compile_expression, compile_template
-from pointsman.rules import SECRET_REFERENCE
 from pointsman.schemas import Schema, compile_schema
+from pointsman.upstreams import with_secrets
 from pointsman.v1.config_pb2 import HttpTool, Step, Tool
 from pointsman.values import NUL_REFUSED, decode_json
 
@@ -74,11 +74,12 @@ class HttpCall:
         self._schema: Schema | None = compile_schema(tool.input_schema) if tool.HasField("input_schema") else None
         self._url = compile_template(http.url, variables=TOOL_VARIABLES, quote_url=True)
         self._body = compile_template(http.body, variables=TOOL_VARIABLES) if http.body else None
-        self._headers: dict[str, str | Template] = {}
+        self._headers: dict[str, Template] = {}
+        self._secrets: dict[str, str] = {}
         for header, value in http.headers.items():
-            secret = SECRET_REFERENCE.search(value) is not None
-            # A header with a secret is fixed text: a template would treat what the secret holds as more template.
-            self._headers[header] = compiling.secrets.resolve(value) if secret else compile_template(value, variables=TOOL_VARIABLES)
+            source, secrets = with_secrets(value)
+            self._headers[header] = compile_template(source, variables=(*TOOL_VARIABLES, *secrets))
+            self._secrets |= {variable: compiling.secrets.resolve(reference) for variable, reference in secrets.items()}
 
     async def __call__(self, arguments: Any, variables: Variables, clients: Clients) -> Any:
         """The answer. Raises StepError."""
@@ -100,7 +101,7 @@ class HttpCall:
     def _request(self, variables: Variables, clients: Clients) -> httpx2.Request:
         try:
             url = self._url.render(variables)
-            headers = {name: value if isinstance(value, str) else value.render(variables) for name, value in self._headers.items()}
+            headers = self._rendered_headers(variables)
             content = self._body.render(variables).encode() if self._body else None
         except ExpressionError as error:
             raise StepError(f"tool {self._name!r}: {error}") from None
@@ -114,6 +115,13 @@ class HttpCall:
             return clients.http.build_request(self._method, url, headers=headers, content=content)
         except (httpx2.InvalidURL, UnicodeEncodeError) as error:
             raise StepError(f"tool {self._name!r}: {url[:MAX_SHOWN_CHARS]!r} is not a URL: {error}") from None
+
+    def _rendered_headers(self, variables: Variables) -> dict[str, str]:
+        if not self._headers:
+            return {}
+        # Only headers see secrets: a URL ends up in the logs of every server on the way.
+        seen = {**variables, **self._secrets}
+        return {name: template.render(seen) for name, template in self._headers.items()}
 
     async def _answer(self, response: httpx2.Response, request: httpx2.Request) -> Any:
         body = await read_body(response, f"tool {self._name!r} at {_origin(request)}", retryable=self._retry_safe)

@@ -110,12 +110,14 @@ class Expression:
 class Template:
     """A compiled template. Immutable; may be rendered on any thread."""
 
-    __slots__ = ("_environment", "source", "steps")
+    __slots__ = ("_environment", "source", "steps", "variables")
 
-    def __init__(self, source: str, environment: minijinja.Environment, steps: frozenset[str]) -> None:
+    def __init__(self, source: str, environment: minijinja.Environment, names: Collection[str]) -> None:
         self.source = source
         self._environment = environment
-        self.steps = steps
+        self.variables = frozenset(name.split(".")[0] for name in names)
+        """Names of the variables that it refers to."""
+        self.steps = frozenset(name.split(".")[1] for name in names if name.startswith("steps."))
         """Names of the steps that it refers to by a name written in it."""
 
     def render(self, variables: Mapping[str, Any]) -> str:
@@ -176,8 +178,7 @@ def compile_template(source: str, *, variables: Collection[str] = VARIABLES, quo
     for name in sorted(name.split(".")[0] for name in names):
         if name not in variables and name not in environment.globals:
             raise ExpressionError(_unknown_variable(name, variables))
-    steps = frozenset(name.split(".")[1] for name in names if name.startswith("steps."))
-    return Template(source, environment, steps)
+    return Template(source, environment, names)
 
 
 def _cel() -> Any:

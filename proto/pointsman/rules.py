@@ -6,17 +6,17 @@ than one field: unique names, references, expressions, templates, schemas.
 
 from __future__ import annotations
 
-import re
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import jsonschema_rs
 from google.protobuf.message import Message
 from protovalidate import Validator
 
-from pointsman import schemas
+from pointsman import schemas, upstreams
 from pointsman.errors import Violation, did_you_mean
 from pointsman.expressions import TOOL_VARIABLES, VARIABLES, ExpressionError, compile_expression, compile_template
+from pointsman.upstreams import HEADER_NAME, SECRET_MISPLACED, SECRET_QUOTED, SECRET_REFERENCE, SECRET_START, with_secrets
 from pointsman.v1.config_pb2 import AppConfig, Endpoint, Pipeline, Step, Tool
 
 MIB = 1024 * 1024
@@ -35,11 +35,9 @@ PATTERNS = {
     "^[A-Za-z_][A-Za-z0-9_-]{0,63}$": "a letter or _, then letters, digits, _ and -, at most 64 characters",
     "^[A-Za-z0-9_-]{1,64}$": "letters, digits, _ and -, at most 64 characters",
     "^[A-Za-z0-9][A-Za-z0-9:_./-]{0,127}$": "letters, digits and : _ . / -, the first a letter or digit, at most 128 characters",
-    "^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,256}$": "a header name (RFC 9110)",
+    HEADER_NAME: "a header name (RFC 9110)",
     "^sha256:[0-9a-f]{64}$": "sha256: and 64 hex digits",
 }
-SECRET_REFERENCE = re.compile(r"\$\{secret:([A-Za-z0-9_]{1,128})\}")
-_SECRET_START = "${secret:"  # noqa: S105 -- it is how a reference to a secret begins
 _validator = Validator()
 
 
@@ -69,8 +67,8 @@ def check_config(config: AppConfig) -> list[Violation]:
     for index, model in enumerate(config.models):
         for position, target in enumerate(model.targets):
             path = f"models[{index}].targets[{position}]"
-            violations += _url(f"{path}.base_url", target.base_url)
-            violations += _secrets(f"{path}.headers", target.headers)
+            violations += upstreams.url_violations(f"{path}.base_url", target.base_url, is_prefix=True)
+            violations += upstreams.header_violations(f"{path}.headers", target.headers, names=PATTERNS[HEADER_NAME])
     return violations
 
 
@@ -86,6 +84,7 @@ class _Names:
         self.pipelines = [pipeline.name for pipeline in config.pipelines]
         self.tools = [tool.name for tool in config.tools]
         self.models = [model.name for model in config.models]
+        self.steps_of_tools = {tool.name: _steps_of_tool(tool) for tool in config.tools}
 
 
 def _field_rules(message: Message) -> list[Violation]:
@@ -122,7 +121,7 @@ def _words(rule: str, violation: Any) -> str:
         return f"{_shown(value)} is not a UUID"
     if isinstance(value, str | bytes) and rule.startswith(("string.max", "bytes.max")):
         return f"has {len(value.encode()) if isinstance(value, str) else len(value)} bytes; {violation.proto.message}"
-    shown = "" if value is None or isinstance(value, Message | list | dict) else f"{_shown(value)}: "
+    shown = f"{_shown(value)}: " if isinstance(value, str | bytes | int | float) else ""
     return shown + str(violation.proto.message)
 
 
@@ -182,12 +181,14 @@ def _step(path: str, step: Step, names: _Names, seen: set[str], all_steps: set[s
             yield from _expression(f"{path}.transform.expression", step.transform.expression, seen, all_steps)
         case "tool_call":
             yield from _reference(f"{path}.tool_call.tool", step.tool_call.tool, names.tools, "tool")
+            yield from _steps_by_tool(f"{path}.tool_call.tool", step.tool_call.tool, names, seen, all_steps)
             yield from _expression(f"{path}.tool_call.arguments", step.tool_call.arguments, seen, all_steps)
         case "inference":
             inference = step.inference
             yield from _reference(f"{path}.inference.model", inference.model, names.models, "model")
             for index, tool in enumerate(inference.tools):
                 yield from _reference(f"{path}.inference.tools[{index}]", tool, names.tools, "tool")
+                yield from _steps_by_tool(f"{path}.inference.tools[{index}]", tool, names, seen, all_steps)
             for field in ("system", "prompt"):
                 yield from _template(f"{path}.inference.{field}", getattr(inference, field), VARIABLES, seen, all_steps)
             if inference.HasField("response_schema"):
@@ -198,15 +199,42 @@ def _tool(path: str, tool: Tool) -> Iterator[Violation]:
     if tool.HasField("input_schema"):
         yield from _schema(f"{path}.input_schema", tool.input_schema)
     if tool.WhichOneof("kind") == "http":
-        yield from _url(f"{path}.http.url", tool.http.url)
+        yield from upstreams.url_violations(f"{path}.http.url", tool.http.url, is_template=True)
         yield from _template(f"{path}.http.url", tool.http.url, TOOL_VARIABLES)
         yield from _template(f"{path}.http.body", tool.http.body, TOOL_VARIABLES)
         for name, value in sorted(tool.http.headers.items()):
-            yield from _template(f'{path}.http.headers["{name}"]', SECRET_REFERENCE.sub("", value), TOOL_VARIABLES)
-        yield from _secrets(f"{path}.http.headers", tool.http.headers)
+            yield from _header_template(f'{path}.http.headers["{name}"]', value)
+        yield from upstreams.header_violations(f"{path}.http.headers", tool.http.headers)
     elif tool.WhichOneof("kind") == "mcp":
-        yield from _url(f"{path}.mcp.url", tool.mcp.url)
-        yield from _secrets(f"{path}.mcp.headers", tool.mcp.headers)
+        yield from upstreams.url_violations(f"{path}.mcp.url", tool.mcp.url)
+        yield from upstreams.header_violations(f"{path}.mcp.headers", tool.mcp.headers, names=PATTERNS[HEADER_NAME])
+
+
+def _header_template(path: str, value: str) -> Iterator[Violation]:
+    try:
+        compile_template(SECRET_REFERENCE.sub("", value), variables=TOOL_VARIABLES)
+        source, secrets = with_secrets(value)
+        template = compile_template(source, variables=(*TOOL_VARIABLES, *secrets))
+    except ExpressionError as error:
+        yield Violation(path, f"{_shown(value)}: {error}")
+        return
+    if not template.variables.issuperset(secrets):
+        yield Violation(path, f"{_shown(value)} {SECRET_QUOTED}")
+
+
+def _steps_of_tool(tool: Tool) -> frozenset[str]:
+    """Names of the steps that its templates refer to, as far as they compile."""
+    found: set[str] = set()
+    for source in (tool.http.url, tool.http.body, *(SECRET_REFERENCE.sub("", value) for value in tool.http.headers.values())):
+        with contextlib.suppress(ExpressionError):
+            found |= compile_template(source, variables=TOOL_VARIABLES).steps
+    return frozenset(found)
+
+
+def _steps_by_tool(path: str, tool: str, names: _Names, seen: Iterable[str], all_steps: Iterable[str]) -> Iterator[Violation]:
+    """A tool's templates see the steps of the pipeline that calls it."""
+    for violation in _steps(path, names.steps_of_tools.get(tool, ()), seen, all_steps):
+        yield Violation(path, f"the templates of tool {tool!r} cannot be used here: {violation.description}")
 
 
 def _expression(path: str, source: str, seen: Iterable[str], all_steps: Iterable[str]) -> Iterator[Violation]:
@@ -225,6 +253,8 @@ def _template(
 ) -> Iterator[Violation]:
     if not source:
         return
+    if SECRET_START in source:
+        yield Violation(path, SECRET_MISPLACED)
     try:
         template = compile_template(source, variables=variables)
     except ExpressionError as error:
@@ -248,20 +278,6 @@ def _steps(path: str, used: Iterable[str], seen: Iterable[str], all_steps: Itera
 
 
 def _schema(path: str, struct: Any) -> Iterator[Violation]:
-    try:
-        schemas.compile_schema(struct)
-    except (ValueError, jsonschema_rs.ValidationError) as error:
-        yield Violation(path, f"is not a JSON Schema that can be used here: {str(error).strip().splitlines()[0]}")
-
-
-def _url(path: str, url: str) -> Iterator[Violation]:
-    if url and not url.startswith(("http://", "https://", "{{", _SECRET_START)):
-        yield Violation(path, f"{_shown(url)} is not an http or https URL")
-
-
-def _secrets(path: str, headers: Any) -> Iterator[Violation]:
-    for name, value in sorted(headers.items()):
-        if _SECRET_START in SECRET_REFERENCE.sub("", value):
-            yield Violation(f'{path}["{name}"]', f"{_shown(value)}: a secret reference is ${{secret:NAME}}, of letters, digits and _")
-        if "\n" in value or "\r" in value:
-            yield Violation(f'{path}["{name}"]', "has a line break; a header is one line")
+    for violation in schemas.schema_violations(struct):
+        inner = f"{path}.{violation.field}" if violation.field else path
+        yield Violation(inner, f"is not a JSON Schema that can be used here: {violation.description}")

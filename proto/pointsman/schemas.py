@@ -12,6 +12,7 @@ from pointsman.errors import Violation
 from pointsman.values import from_struct
 
 MAX_VIOLATIONS = 100
+DRAFT_2020_12 = "https://json-schema.org/draft/2020-12/schema"
 
 
 class Schema:
@@ -40,6 +41,28 @@ def compile_schema(struct: Struct) -> Schema:
     source = from_struct(struct)
     validator = jsonschema_rs.validator_for(source, offline=True, pattern_options=jsonschema_rs.RegexOptions())
     return Schema(source, validator)
+
+
+def schema_violations(struct: Struct) -> list[Violation]:
+    """Why it is no schema that can be used here, with paths inside it such as `properties.name.type`; empty when it is one."""
+    try:
+        compile_schema(struct)
+    except jsonschema_rs.ValidationError as error:
+        source = from_struct(struct)
+        found = []
+        if source.get("$schema", DRAFT_2020_12) == DRAFT_2020_12:
+            # Compiling stops at the first error; the schema of schemas knows all of them, but neither patterns nor references.
+            found = Schema(source, jsonschema_rs.validator_for({"$ref": DRAFT_2020_12}, offline=True)).violations(source)
+        return found or [Violation(_path(error.instance_path), _explained(error.message))]
+    return []
+
+
+def _explained(message: str) -> str:
+    if message.endswith('is not a "regex"'):
+        return f"{message} that can be used here: look-around and back-references are not supported, and what it compiles to must be small"
+    if "Retrieval is disabled" in message:
+        return f"{message}; put what it refers to into the schema, under $defs"
+    return message
 
 
 def _path(elements: Iterable[str | int]) -> str:
