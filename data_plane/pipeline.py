@@ -102,10 +102,14 @@ async def run(endpoint: LoadedEndpoint, running: Run) -> Any:
 async def _parallel(stage: LoadedStage, running: Run) -> None:
     """All steps at once; the first one that fails cancels the others."""
     try:
-        async with asyncio.TaskGroup() as group:
+        async with asyncio.TaskGroup() as tasks:
             for step in stage.steps:
-                group.create_task(_step(stage, step, running))
-    except* PointsmanError as failures:
+                tasks.create_task(_step(stage, step, running))
+    except BaseExceptionGroup as group:
+        # Not `except*`: before Python 3.11.4 what is raised in it comes out inside a group of its own.
+        failures, others = group.split(PointsmanError)
+        if failures is None or others is not None:
+            raise
         raise failures.exceptions[0] from None
     ran = [record.name for record in running.steps if record.stage == stage.name and record.outcome == SUCCEEDED]
     last = next((step.name for step in reversed(stage.steps) if step.name in ran), None)

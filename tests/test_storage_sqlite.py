@@ -123,8 +123,8 @@ async def test_what_may_not_be_written_is_refused_in_one_line(store, tmp_path, w
     lock = tmp_path / "pointsman.db.lock"
     file.chmod(0o444)
     if what == "folder":
-        tmp_path.chmod(0o555)
         lock.unlink()
+        tmp_path.chmod(0o555)
     else:
         tmp_path.chmod(0o777)
         lock.chmod(0o666)
