@@ -15,7 +15,6 @@ from control_plane.storage.base import Store
 from pointsman.errors import EndpointNotFound, Internal, PointsmanError
 from pointsman.web import error_body, error_headers
 
-
 log = structlog.get_logger()
 
 PAGES = ("/livez", "/readyz")
