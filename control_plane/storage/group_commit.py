@@ -7,6 +7,7 @@ undoes only itself, and one flush makes all of them durable.
 from __future__ import annotations
 
 import asyncio
+import functools
 import queue
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
@@ -45,6 +46,14 @@ class Job:
             self.done.set_result(self.result)
 
 
+class VerdictLater(Exception):
+    """What became of a batch can be told only after a while; `settle` finds out as _commit would. Others go on meanwhile."""
+
+    def __init__(self, settle: Callable[[], bool]) -> None:
+        super().__init__("the outcome is not known yet")
+        self.settle = settle
+
+
 def run_to_end(work: Awaitable[T]) -> T:
     """Runs a coroutine that awaits nothing but a transaction's methods, which never wait, without an event loop.
 
@@ -71,12 +80,17 @@ class GroupCommitStore:
         self._on_change: list[Callable[[], None]] = []
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._readers = ThreadPoolExecutor(readers, thread_name_prefix="store reader")
+        self._settlers: list[threading.Thread] = []
         self._thread = threading.Thread(target=self._write_batches, name="store writer", daemon=True)
 
     # What a backend supplies
 
     def _commit(self, batch: list[Job]) -> bool:
-        """On the writer thread: runs the batch in one transaction, fills in results and errors, and says whether to ring."""
+        """On the writer thread: runs the batch in one transaction, fills in results and errors, and says whether to ring.
+
+        Raises:
+            VerdictLater: it may have been committed; all else that is raised says that nothing was changed.
+        """
         raise NotImplementedError
 
     def _read(self, work: Callable[[ReadTransaction], Awaitable[T]]) -> T:
@@ -118,6 +132,8 @@ class GroupCommitStore:
         self._closed = True
         self._jobs.put(None)
         await self._loop.run_in_executor(None, self._thread.join)
+        for settler in self._settlers:
+            await self._loop.run_in_executor(None, settler.join)
         await self._loop.run_in_executor(None, self._readers.shutdown)
         self._let_go()
 
@@ -134,13 +150,21 @@ class GroupCommitStore:
                     self._jobs.put(None)
                     break
                 batch.append(waiting)
-            try:
-                ring = self._commit(batch)
-            except BaseException as error:  # noqa: BLE001 -- the writer outlives every failure; its callers are told
-                ring = False
-                for job in batch:
-                    job.error = error
-            self._loop.call_soon_threadsafe(self._resolve, batch, ring)
+            self._settle(batch, functools.partial(self._commit, batch))
+
+    def _settle(self, batch: list[Job], find_out: Callable[[], bool]) -> None:
+        try:
+            ring = find_out()
+        except VerdictLater as later:
+            settler = threading.Thread(target=self._settle, args=(batch, later.settle), name="store settler", daemon=True)
+            self._settlers = [thread for thread in self._settlers if thread.is_alive()] + [settler]
+            settler.start()
+            return
+        except BaseException as error:  # noqa: BLE001 -- the writer outlives every failure; its callers are told
+            ring = False
+            for job in batch:
+                job.error = error
+        self._loop.call_soon_threadsafe(self._resolve, batch, ring)
 
     def _resolve(self, batch: list[Job], ring: bool) -> None:
         for job in batch:

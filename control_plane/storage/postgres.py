@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import threading
+import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -17,9 +19,9 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from control_plane.storage.base import CannotOpenStore, ReadTransaction
-from control_plane.storage.group_commit import GroupCommitStore, Job, run_to_end
-from control_plane.storage.postgres_connection import cause_of, connect, location_of, one_line, parse, translated
-from control_plane.storage.postgres_following import CHANNEL, listen, outcome
+from control_plane.storage.group_commit import GroupCommitStore, Job, VerdictLater, run_to_end
+from control_plane.storage.postgres_connection import cause_of, commit, connect, location_of, one_line, parse, shut, translated
+from control_plane.storage.postgres_following import CHANNEL, listen, mark, outcome
 from control_plane.storage.postgres_schema import bring_up_to_date
 from control_plane.storage.sql import SqlTransaction
 from pointsman.errors import StoreUnavailable
@@ -30,7 +32,7 @@ READ_TIMEOUT = "30s"
 
 _BEGIN_WRITE = (
     b"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; "
-    b"SELECT store_id, pg_current_xact_id()::text FROM counter FOR UPDATE"
+    b"SELECT store_id FROM counter FOR UPDATE"
 )  # fmt: skip
 _BEGIN_READ = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
@@ -65,7 +67,7 @@ class PostgresStore(GroupCommitStore):
         store = cls(parse(url))
         await asyncio.to_thread(store._prepare)
         store._thread.start()
-        store._listener = asyncio.create_task(listen(store._parameters, store._ring), name="store listener")
+        store._listener = asyncio.create_task(listen(store._parameters, store._ring, store._cut), name="store listener")
         return store
 
     def __init__(self, parameters: dict[str, Any]) -> None:
@@ -77,6 +79,7 @@ class PostgresStore(GroupCommitStore):
         self._store_id = ""
         self._listener: asyncio.Task[None] | None = None
         self._stopping = threading.Event()
+        self._name, self._batch = str(uuid.uuid4()), 0
 
     def _prepare(self) -> None:
         connection: psycopg.Connection[Any] | None = None
@@ -118,6 +121,11 @@ class PostgresStore(GroupCommitStore):
             with contextlib.suppress(psycopg.Error):
                 connection.close()
 
+    def _cut(self) -> None:
+        for connection in [*self._opened, self._writer]:
+            if connection is not None:
+                shut(connection)
+
     # Reads
 
     def _read(self, work: Callable[[ReadTransaction], Awaitable[T]]) -> T:
@@ -154,86 +162,91 @@ class PostgresStore(GroupCommitStore):
 
     def _commit(self, batch: list[Job]) -> bool:
         """See GroupCommitStore. A failed commit fails every job of the batch."""
-        xid = ""
         try:
             with self._translated():
-                xid = self._begin_write()
-                ring = self._run_all(batch)
+                writer = self._begin_write()
+                ring = self._run_all(writer, batch)
+                if all(job.error is not None or job.dry_run for job in batch):
+                    writer.execute(b"ROLLBACK")
+                    return False
         except BaseException:
             self._leave()
             raise
-        return self._finish(xid, ring)
+        self._finish(writer, ring)
+        return ring
 
-    def _begin_write(self) -> str:
-        """Waits for its turn among all replicas; the id of the transaction. A connection that broke meanwhile is replaced."""
+    def _begin_write(self) -> psycopg.Connection[Any]:
+        """The connection that writes, when its turn has come among all replicas. One that broke meanwhile is replaced."""
         found = None
         if self._writer is not None:
             try:
                 found = self._writer.execute(_BEGIN_WRITE)
-            except psycopg.Error as error:
-                if cause_of(error) and not self._writer.closed:
+            except psycopg.Error:
+                if not self._writer.closed:
                     raise
                 self._leave()
-        if found is None:
+        if self._writer is None or found is None:
             self._writer = connect(self._parameters)
             found = self._writer.execute(_BEGIN_WRITE)
         found.nextset()
         row = found.fetchone()
         if row is None or row[0] != self._store_id:
             raise self._unavailable("another store is in the place of its database", "replaced")
-        return str(row[1])
+        return self._writer
 
-    def _run_all(self, batch: list[Job]) -> bool:
-        """Whether the revision grew. A job that is alone needs no savepoint: what it undoes is the whole."""
-        assert self._writer is not None
+    def _run_all(self, writer: psycopg.Connection[Any], batch: list[Job]) -> bool:
+        """Whether the revision grew. A job that is alone needs no savepoint: the whole is undone with it."""
         if len(batch) == 1:
-            grew = self._run(batch[0])
-            if batch[0].error is not None or batch[0].dry_run:
-                self._writer.execute(b"ROLLBACK")
-            return grew
-        rings = False
+            return self._run(writer, batch[0])
+        ring = False
         for job in batch:
-            self._writer.execute(b"SAVEPOINT job")
-            grew = self._run(job)
+            writer.execute(b"SAVEPOINT job")
+            grew = self._run(writer, job)
             undo = job.error is not None or job.dry_run
-            self._writer.execute(b"ROLLBACK TO job; RELEASE job" if undo else b"RELEASE job")
-            rings = rings or (grew and not undo)
-        return rings
+            writer.execute(b"ROLLBACK TO job; RELEASE job" if undo else b"RELEASE job")
+            ring = ring or (grew and not undo)
+        return ring
 
-    def _run(self, job: Job) -> bool:
+    def _run(self, writer: psycopg.Connection[Any], job: Job) -> bool:
         """One job. What is about the store (connection lost, disk full) is passed on, for it ends the whole batch."""
-        assert self._writer is not None
-        transaction = PostgresTransaction(self._writer)
+        transaction = PostgresTransaction(writer)
         try:
             job.result = run_to_end(job.work(transaction))
         except BaseException as error:
             if cause_of(error):
                 raise
             job.error = error
-        if job.error is None and self._writer.info.transaction_status == TransactionStatus.INERROR:
+        if job.error is None and writer.info.transaction_status != TransactionStatus.INTRANS:
             job.error = RuntimeError("a transaction may not go on after a statement of it failed")
         return transaction.revision_grew
 
-    def _finish(self, xid: str, ring: bool) -> bool:
-        """Commits. When the connection breaks meanwhile, the server is asked what became of the transaction."""
-        assert self._writer is not None
-        if self._writer.info.transaction_status == TransactionStatus.IDLE:
-            return False
+    def _finish(self, writer: psycopg.Connection[Any], ring: bool) -> None:
+        """Commits. When the answer is lost, the server is asked what became of it; what is written next bears another name."""
+        self._batch += 1
         try:
-            self._writer.execute(f"NOTIFY {CHANNEL}; COMMIT".encode() if ring else b"COMMIT")
+            notify = f"NOTIFY {CHANNEL}; " if ring else ""
+            if commit(writer, mark(self._name, self._batch) + notify):
+                return
+            lost = "it committed without waiting for its standby"
         except psycopg.Error as error:
-            broken = self._writer.closed
             self._leave()
-            committed = outcome(self._parameters, xid, self._stopping) if broken else False
-            if committed is None:
-                raise StoreUnavailable(
-                    f"The store {self.location} was lost in the midst of a commit: {one_line(error)}. "
-                    "Whether it was changed is not known; ask again, with the same request_id.",
-                    store=self.location,
-                    cause="outcome unknown",
-                ) from error
-            if not committed:
+            if not writer.closed:
                 raise self._unavailable(one_line(error), cause_of(error) or type(error).__name__) from error
+            lost = one_line(error)
+        name, self._name = self._name, str(uuid.uuid4())
+        raise VerdictLater(functools.partial(self._ask_outcome, name, self._batch, lost, ring))
+
+    def _ask_outcome(self, name: str, batch: int, lost: str, ring: bool) -> bool:
+        committed = outcome(self._parameters, name, batch, self._stopping)
+        if committed is None:
+            raise StoreUnavailable(
+                f"The store {self.location} was lost in the midst of a commit: {lost}. "
+                "Whether it was changed is not known; ask again, with the same request_id.",
+                store=self.location,
+                cause="outcome unknown",
+            )
+        if not committed:
+            raise self._unavailable(lost, "connection")
         return ring
 
     def _leave(self) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import random
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +18,7 @@ from control_plane.storage.base import CannotOpenStore
 DEFAULTS = {
     "application_name": "pointsman",
     "target_session_attrs": "read-write",
-    "connect_timeout": 5,
+    "connect_timeout": 3,
     "keepalives_idle": 5,
     "keepalives_interval": 3,
     "keepalives_count": 3,
@@ -99,6 +101,31 @@ def connect(parameters: dict[str, Any], *, statement_timeout: str = "0") -> psyc
         connection.close()
         raise
     return connection
+
+
+def shut(connection: psycopg.BaseConnection[Any]) -> None:
+    """Wakes whoever waits on it for a server that does not answer. It stays theirs to close; only the network is gone."""
+    with contextlib.suppress(psycopg.Error, OSError), socket.fromfd(connection.fileno(), socket.AF_INET, socket.SOCK_STREAM) as duplicate:
+        duplicate.shutdown(socket.SHUT_RDWR)
+
+
+def commit(connection: psycopg.Connection[Any], first: str = "") -> bool:
+    """Commits, after a last few statements; whether it is as durable as the server is set up to make it.
+
+    A server that is told not to wait for its synchronous standby says "committed", and warns.
+    """
+    warnings: list[str] = []
+
+    def note(diagnostic: psycopg.errors.Diagnostic) -> None:
+        if diagnostic.severity_nonlocalized == "WARNING":
+            warnings.append(str(diagnostic.message_primary))
+
+    connection.add_notice_handler(note)
+    try:
+        connection.execute(f"{first}COMMIT".encode())
+    finally:
+        connection.remove_notice_handler(note)
+    return not warnings
 
 
 def delays() -> Iterator[float]:

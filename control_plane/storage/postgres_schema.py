@@ -97,6 +97,12 @@ _FIRST_LIGHT: Statements = (
         PRIMARY KEY (caller, request_id)
     )""",
     "CREATE INDEX requests_oldest ON requests (create_time)",
+    # The last batch that each control plane committed: what became of one whose answer was lost.
+    """CREATE TABLE writers (
+        writer TEXT COLLATE "C" PRIMARY KEY,
+        batch BIGINT NOT NULL,
+        used_time TIMESTAMPTZ NOT NULL DEFAULT now()
+    )""",
     """CREATE FUNCTION pointsman_refuse() RETURNS trigger LANGUAGE plpgsql AS
     $$BEGIN RAISE EXCEPTION '% never change: % is refused', TG_TABLE_NAME, TG_OP USING ERRCODE = 'integrity_constraint_violation'; END$$""",
 )
@@ -129,6 +135,7 @@ def bring_up_to_date(connection: Any, location: str) -> None:
             )
         for number in range(len(applied), len(STEPS)):
             _apply(connection, number)
+        connection.execute("DELETE FROM writers WHERE used_time < now() - interval '1 day'")
 
 
 def _refuse_foreign(connection: Any, schema: str, location: str) -> None:
