@@ -127,10 +127,10 @@ class PostgresServer:
             time.sleep(POLL_SECONDS)
 
     def _ready(self) -> bool:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, IndexError):
             # Its last line says how far it is; a standby that can be asked says "standby".
             lines = (self.data / "postmaster.pid").read_text().splitlines()
-            return lines[0] == str(self.pid) and len(lines) > 7 and lines[7].strip() in ("ready", "standby")
+            return len(lines) > 7 and lines[0] == str(self.pid) and lines[7].strip() in ("ready", "standby")
         return False
 
     @property
@@ -183,6 +183,10 @@ class PostgresServer:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGCONT)
 
+    def limit_files(self, pid: int, size: str) -> None:
+        """For one of its processes the disk is full when a file has so many bytes; `unlimited` again makes room."""
+        subprocess.run(["prlimit", "--pid", str(pid), f"--fsize={size}:"], check=True, **_as_user())  # type: ignore[call-overload]
+
     def execute(self, statement: str, database: str = "postgres") -> list[tuple[object, ...]]:
         """Runs one statement as the superuser."""
         with psycopg.connect(self.url(database), autocommit=True) as connection:
@@ -226,12 +230,12 @@ def running_postgres(*settings: str) -> Iterator[PostgresServer]:
 
 
 @contextlib.contextmanager
-def standby_of(primary: PostgresServer, *settings: str) -> Iterator[PostgresServer]:
-    """A streaming standby of a running primary, called `standby` there."""
+def standby_of(primary: PostgresServer, *settings: str, through: int = 0) -> Iterator[PostgresServer]:
+    """A streaming standby of a running primary, called `standby` there; it replicates through another port if one is given."""
     folder = _new_folder()
     standby = PostgresServer(folder, *settings)
     try:
-        source = primary.url() + "?application_name=standby"
+        source = primary.url().replace(f":{primary.port}/", f":{through or primary.port}/") + "?application_name=standby"
         run_program("pg_basebackup", "-d", source, "-D", standby.data, "-R", "-c", "fast", "--no-sync")
         standby.start()
         yield standby
