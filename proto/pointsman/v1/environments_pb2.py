@@ -23,10 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fpointsman/v1/environments.proto\x12\x0cpointsman.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"|\n\x0b\x45nvironment\x12\x13\n\x0b\x65nvironment\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\ncreated_by\x18\x04 \x01(\t\"\xc1\x01\n\x18\x43reateEnvironmentRequest\x12=\n\x0b\x65nvironment\x18\x01 \x01(\tB(\xbaH%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12\x1d\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x08\xbaH\x05r\x03(\x80 \x12!\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01H\x00\x88\x01\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x42\r\n\x0b_request_id\"K\n\x19\x43reateEnvironmentResponse\x12.\n\x0b\x65nvironment\x18\x01 \x01(\x0b\x32\x19.pointsman.v1.Environment\"V\n\x15GetEnvironmentRequest\x12=\n\x0b\x65nvironment\x18\x01 \x01(\tB(\xbaH%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\"H\n\x16GetEnvironmentResponse\x12.\n\x0b\x65nvironment\x18\x01 \x01(\x0b\x32\x19.pointsman.v1.Environment\"S\n\x17ListEnvironmentsRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03(\x80\x08\"d\n\x18ListEnvironmentsResponse\x12/\n\x0c\x65nvironments\x18\x01 \x03(\x0b\x32\x19.pointsman.v1.Environment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xd6\x01\n\x18UpdateEnvironmentRequest\x12=\n\x0b\x65nvironment\x18\x01 \x01(\tB(\xbaH%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12\"\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x08\xbaH\x05r\x03(\x80 H\x00\x88\x01\x01\x12!\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01H\x01\x88\x01\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x42\x0e\n\x0c_descriptionB\r\n\x0b_request_id\"K\n\x19UpdateEnvironmentResponse\x12.\n\x0b\x65nvironment\x18\x01 \x01(\x0b\x32\x19.pointsman.v1.Environment\"\xb1\x01\n\x18\x44\x65leteEnvironmentRequest\x12=\n\x0b\x65nvironment\x18\x01 \x01(\tB(\xbaH%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\x12!\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01H\x00\x88\x01\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x42\r\n\x0b_request_id\"]\n\x19\x44\x65leteEnvironmentResponse\x12.\n\x0b\x65nvironment\x18\x01 \x01(\x0b\x32\x19.pointsman.v1.Environment\x12\x10\n\x08revision\x18\x02 \x01(\x03\x32\x86\x04\n\x12\x45nvironmentService\x12\x64\n\x11\x43reateEnvironment\x12&.pointsman.v1.CreateEnvironmentRequest\x1a\'.pointsman.v1.CreateEnvironmentResponse\x12[\n\x0eGetEnvironment\x12#.pointsman.v1.GetEnvironmentRequest\x1a$.pointsman.v1.GetEnvironmentResponse\x12\x61\n\x10ListEnvironments\x12%.pointsman.v1.ListEnvironmentsRequest\x1a&.pointsman.v1.ListEnvironmentsResponse\x12\x64\n\x11UpdateEnvironment\x12&.pointsman.v1.UpdateEnvironmentRequest\x1a\'.pointsman.v1.UpdateEnvironmentResponse\x12\x64\n\x11\x44\x65leteEnvironment\x12&.pointsman.v1.DeleteEnvironmentRequest\x1a\'.pointsman.v1.DeleteEnvironmentResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fpointsman/v1/environments.proto\x12\x0cpointsman.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc6\x02\n\x0b\x45nvironment\x12\x13\n\x0b\x65nvironment\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\ncreated_by\x18\x04 \x01(\t\x12\x30\n\rmax_staleness\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12;\n\x0cstale_action\x18\x06 \x01(\x0e\x32%.pointsman.v1.Environment.StaleAction\"Y\n\x0bStaleAction\x12\x1c\n\x18STALE_ACTION_UNSPECIFIED\x10\x00\x12\t\n\x05SERVE\x10\x01\x12\x08\n\x04\x46LAG\x10\x02\x12\x0b\n\x07UNREADY\x10\x03\x12\n\n\x06REFUSE\x10\x04\"\x95\x01\n\x0fStalenessPolicy\x12\x13\n\x0b\x65nvironment\x18\x01 \x01(\t\x12\x30\n\rmax_staleness\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12;\n\x0cstale_action\x18\x03 \x01(\x0e\x32%.pointsman.v1.Environment.StaleAction\"\xcd\x02\n\x18\x43reateEnvironmentRequest\x12=\n\x0b\x65nvironment\x18\x01 \x01(\tB(\xbaH%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12\x1d\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x08\xbaH\x05r\x03(\x80 \x12!\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01H\x00\x88\x01\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x43\n\rmax_staleness\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\x0b\"\x05\x08\x80\xe7\x84\x0f\x32\x02\x08\x01\x12\x45\n\x0cstale_action\x18\x06 \x01(\x0e\x32%.pointsman.v1.Environment.StaleActionB\x08\xbaH\x05\x82\x01\x02\x10\x01\x42\r\n\x0b_request_id\"K\n\x19\x43reateEnvironmentResponse\x12.\n\x0b\x65nvironment\x18\x01 \x01(\x0b\x32\x19.pointsman.v1.Environment\"V\n\x15GetEnvironmentRequest\x12=\n\x0b\x65nvironment\x18\x01 \x01(\tB(\xbaH%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\"H\n\x16GetEnvironmentResponse\x12.\n\x0b\x65nvironment\x18\x01 \x01(\x0b\x32\x19.pointsman.v1.Environment\"S\n\x17ListEnvironmentsRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03(\x80\x08\"d\n\x18ListEnvironmentsResponse\x12/\n\x0c\x65nvironments\x18\x01 \x03(\x0b\x32\x19.pointsman.v1.Environment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xe0\x02\n\x18UpdateEnvironmentRequest\x12=\n\x0b\x65nvironment\x18\x01 \x01(\tB(\xbaH%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12\"\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x08\xbaH\x05r\x03(\x80 H\x00\x88\x01\x01\x12!\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01H\x01\x88\x01\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x41\n\rmax_staleness\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0f\xbaH\x0c\xaa\x01\t\"\x05\x08\x80\xe7\x84\x0f\x32\x00\x12\x45\n\x0cstale_action\x18\x06 \x01(\x0e\x32%.pointsman.v1.Environment.StaleActionB\x08\xbaH\x05\x82\x01\x02\x10\x01\x42\x0e\n\x0c_descriptionB\r\n\x0b_request_id\"K\n\x19UpdateEnvironmentResponse\x12.\n\x0b\x65nvironment\x18\x01 \x01(\x0b\x32\x19.pointsman.v1.Environment\"\xb1\x01\n\x18\x44\x65leteEnvironmentRequest\x12=\n\x0b\x65nvironment\x18\x01 \x01(\tB(\xbaH%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\x12!\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01H\x00\x88\x01\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x42\r\n\x0b_request_id\"]\n\x19\x44\x65leteEnvironmentResponse\x12.\n\x0b\x65nvironment\x18\x01 \x01(\x0b\x32\x19.pointsman.v1.Environment\x12\x10\n\x08revision\x18\x02 \x01(\x03\x32\x86\x04\n\x12\x45nvironmentService\x12\x64\n\x11\x43reateEnvironment\x12&.pointsman.v1.CreateEnvironmentRequest\x1a\'.pointsman.v1.CreateEnvironmentResponse\x12[\n\x0eGetEnvironment\x12#.pointsman.v1.GetEnvironmentRequest\x1a$.pointsman.v1.GetEnvironmentResponse\x12\x61\n\x10ListEnvironments\x12%.pointsman.v1.ListEnvironmentsRequest\x1a&.pointsman.v1.ListEnvironmentsResponse\x12\x64\n\x11UpdateEnvironment\x12&.pointsman.v1.UpdateEnvironmentRequest\x1a\'.pointsman.v1.UpdateEnvironmentResponse\x12\x64\n\x11\x44\x65leteEnvironment\x12&.pointsman.v1.DeleteEnvironmentRequest\x1a\'.pointsman.v1.DeleteEnvironmentResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,6 +40,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEENVIRONMENTREQUEST'].fields_by_name['description']._serialized_options = b'\272H\005r\003(\200 '
   _globals['_CREATEENVIRONMENTREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_CREATEENVIRONMENTREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_CREATEENVIRONMENTREQUEST'].fields_by_name['max_staleness']._loaded_options = None
+  _globals['_CREATEENVIRONMENTREQUEST'].fields_by_name['max_staleness']._serialized_options = b'\272H\016\252\001\013\"\005\010\200\347\204\0172\002\010\001'
+  _globals['_CREATEENVIRONMENTREQUEST'].fields_by_name['stale_action']._loaded_options = None
+  _globals['_CREATEENVIRONMENTREQUEST'].fields_by_name['stale_action']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_GETENVIRONMENTREQUEST'].fields_by_name['environment']._loaded_options = None
   _globals['_GETENVIRONMENTREQUEST'].fields_by_name['environment']._serialized_options = b'\272H%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$'
   _globals['_LISTENVIRONMENTSREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -51,32 +56,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPDATEENVIRONMENTREQUEST'].fields_by_name['description']._serialized_options = b'\272H\005r\003(\200 '
   _globals['_UPDATEENVIRONMENTREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_UPDATEENVIRONMENTREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_UPDATEENVIRONMENTREQUEST'].fields_by_name['max_staleness']._loaded_options = None
+  _globals['_UPDATEENVIRONMENTREQUEST'].fields_by_name['max_staleness']._serialized_options = b'\272H\014\252\001\t\"\005\010\200\347\204\0172\000'
+  _globals['_UPDATEENVIRONMENTREQUEST'].fields_by_name['stale_action']._loaded_options = None
+  _globals['_UPDATEENVIRONMENTREQUEST'].fields_by_name['stale_action']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_DELETEENVIRONMENTREQUEST'].fields_by_name['environment']._loaded_options = None
   _globals['_DELETEENVIRONMENTREQUEST'].fields_by_name['environment']._serialized_options = b'\272H%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$'
   _globals['_DELETEENVIRONMENTREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_DELETEENVIRONMENTREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\260\001\001'
-  _globals['_ENVIRONMENT']._serialized_start=111
-  _globals['_ENVIRONMENT']._serialized_end=235
-  _globals['_CREATEENVIRONMENTREQUEST']._serialized_start=238
-  _globals['_CREATEENVIRONMENTREQUEST']._serialized_end=431
-  _globals['_CREATEENVIRONMENTRESPONSE']._serialized_start=433
-  _globals['_CREATEENVIRONMENTRESPONSE']._serialized_end=508
-  _globals['_GETENVIRONMENTREQUEST']._serialized_start=510
-  _globals['_GETENVIRONMENTREQUEST']._serialized_end=596
-  _globals['_GETENVIRONMENTRESPONSE']._serialized_start=598
-  _globals['_GETENVIRONMENTRESPONSE']._serialized_end=670
-  _globals['_LISTENVIRONMENTSREQUEST']._serialized_start=672
-  _globals['_LISTENVIRONMENTSREQUEST']._serialized_end=755
-  _globals['_LISTENVIRONMENTSRESPONSE']._serialized_start=757
-  _globals['_LISTENVIRONMENTSRESPONSE']._serialized_end=857
-  _globals['_UPDATEENVIRONMENTREQUEST']._serialized_start=860
-  _globals['_UPDATEENVIRONMENTREQUEST']._serialized_end=1074
-  _globals['_UPDATEENVIRONMENTRESPONSE']._serialized_start=1076
-  _globals['_UPDATEENVIRONMENTRESPONSE']._serialized_end=1151
-  _globals['_DELETEENVIRONMENTREQUEST']._serialized_start=1154
-  _globals['_DELETEENVIRONMENTREQUEST']._serialized_end=1331
-  _globals['_DELETEENVIRONMENTRESPONSE']._serialized_start=1333
-  _globals['_DELETEENVIRONMENTRESPONSE']._serialized_end=1426
-  _globals['_ENVIRONMENTSERVICE']._serialized_start=1429
-  _globals['_ENVIRONMENTSERVICE']._serialized_end=1947
+  _globals['_ENVIRONMENT']._serialized_start=144
+  _globals['_ENVIRONMENT']._serialized_end=470
+  _globals['_ENVIRONMENT_STALEACTION']._serialized_start=381
+  _globals['_ENVIRONMENT_STALEACTION']._serialized_end=470
+  _globals['_STALENESSPOLICY']._serialized_start=473
+  _globals['_STALENESSPOLICY']._serialized_end=622
+  _globals['_CREATEENVIRONMENTREQUEST']._serialized_start=625
+  _globals['_CREATEENVIRONMENTREQUEST']._serialized_end=958
+  _globals['_CREATEENVIRONMENTRESPONSE']._serialized_start=960
+  _globals['_CREATEENVIRONMENTRESPONSE']._serialized_end=1035
+  _globals['_GETENVIRONMENTREQUEST']._serialized_start=1037
+  _globals['_GETENVIRONMENTREQUEST']._serialized_end=1123
+  _globals['_GETENVIRONMENTRESPONSE']._serialized_start=1125
+  _globals['_GETENVIRONMENTRESPONSE']._serialized_end=1197
+  _globals['_LISTENVIRONMENTSREQUEST']._serialized_start=1199
+  _globals['_LISTENVIRONMENTSREQUEST']._serialized_end=1282
+  _globals['_LISTENVIRONMENTSRESPONSE']._serialized_start=1284
+  _globals['_LISTENVIRONMENTSRESPONSE']._serialized_end=1384
+  _globals['_UPDATEENVIRONMENTREQUEST']._serialized_start=1387
+  _globals['_UPDATEENVIRONMENTREQUEST']._serialized_end=1739
+  _globals['_UPDATEENVIRONMENTRESPONSE']._serialized_start=1741
+  _globals['_UPDATEENVIRONMENTRESPONSE']._serialized_end=1816
+  _globals['_DELETEENVIRONMENTREQUEST']._serialized_start=1819
+  _globals['_DELETEENVIRONMENTREQUEST']._serialized_end=1996
+  _globals['_DELETEENVIRONMENTRESPONSE']._serialized_start=1998
+  _globals['_DELETEENVIRONMENTRESPONSE']._serialized_end=2091
+  _globals['_ENVIRONMENTSERVICE']._serialized_start=2094
+  _globals['_ENVIRONMENTSERVICE']._serialized_end=2612
 # @@protoc_insertion_point(module_scope)

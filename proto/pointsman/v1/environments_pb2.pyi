@@ -5,9 +5,11 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -25,19 +27,58 @@ class Environment(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _StaleAction:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StaleActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Environment._StaleAction.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STALE_ACTION_UNSPECIFIED: Environment._StaleAction.ValueType  # 0
+        """As SERVE."""
+        SERVE: Environment._StaleAction.ValueType  # 1
+        """Serves on."""
+        FLAG: Environment._StaleAction.ValueType  # 2
+        """Serves on, and says so: header `X-Stale`, in seconds."""
+        UNREADY: Environment._StaleAction.ValueType  # 3
+        """Serves on, and is not ready, so that load balancers prefer others."""
+        REFUSE: Environment._StaleAction.ValueType  # 4
+        """Refuses triggers with BEHIND."""
+
+    class StaleAction(_StaleAction, metaclass=_StaleActionEnumTypeWrapper):
+        """What a gateway does that has not heard of the control plane for longer than max_staleness."""
+
+    STALE_ACTION_UNSPECIFIED: Environment.StaleAction.ValueType  # 0
+    """As SERVE."""
+    SERVE: Environment.StaleAction.ValueType  # 1
+    """Serves on."""
+    FLAG: Environment.StaleAction.ValueType  # 2
+    """Serves on, and says so: header `X-Stale`, in seconds."""
+    UNREADY: Environment.StaleAction.ValueType  # 3
+    """Serves on, and is not ready, so that load balancers prefer others."""
+    REFUSE: Environment.StaleAction.ValueType  # 4
+    """Refuses triggers with BEHIND."""
+
     ENVIRONMENT_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     CREATED_BY_FIELD_NUMBER: _builtins.int
+    MAX_STALENESS_FIELD_NUMBER: _builtins.int
+    STALE_ACTION_FIELD_NUMBER: _builtins.int
     environment: _builtins.str
     """Its id: `[a-z]([a-z0-9-]{0,61}[a-z0-9])?`."""
     description: _builtins.str
     """For people; at most 4 KiB."""
     created_by: _builtins.str
     """Who created it."""
+    stale_action: Global___Environment.StaleAction.ValueType
+    """What it does then."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
+
+    @_builtins.property
+    def max_staleness(self) -> _duration_pb2.Duration:
+        """After how long without word of the control plane a gateway counts as stale here; absent: never."""
 
     def __init__(
         self,
@@ -46,14 +87,48 @@ class Environment(_message.Message):
         description: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         created_by: _builtins.str = ...,
+        max_staleness: _duration_pb2.Duration | None = ...,
+        stale_action: Global___Environment.StaleAction.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "max_staleness", b"max_staleness"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "created_by", b"created_by", "description", b"description", "environment", b"environment"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "created_by", b"created_by", "description", b"description", "environment", b"environment", "max_staleness", b"max_staleness", "stale_action", b"stale_action"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Environment: _TypeAlias = Environment  # noqa: Y015
+
+@_typing.final
+class StalenessPolicy(_message.Message):
+    """What gateways are told of an environment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    MAX_STALENESS_FIELD_NUMBER: _builtins.int
+    STALE_ACTION_FIELD_NUMBER: _builtins.int
+    environment: _builtins.str
+    """Which one."""
+    stale_action: Global___Environment.StaleAction.ValueType
+    """As Environment.stale_action."""
+    @_builtins.property
+    def max_staleness(self) -> _duration_pb2.Duration:
+        """As Environment.max_staleness; absent: never stale."""
+
+    def __init__(
+        self,
+        *,
+        environment: _builtins.str = ...,
+        max_staleness: _duration_pb2.Duration | None = ...,
+        stale_action: Global___Environment.StaleAction.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max_staleness", b"max_staleness"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["environment", b"environment", "max_staleness", b"max_staleness", "stale_action", b"stale_action"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StalenessPolicy: _TypeAlias = StalenessPolicy  # noqa: Y015
 
 @_typing.final
 class CreateEnvironmentRequest(_message.Message):
@@ -65,6 +140,8 @@ class CreateEnvironmentRequest(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    MAX_STALENESS_FIELD_NUMBER: _builtins.int
+    STALE_ACTION_FIELD_NUMBER: _builtins.int
     environment: _builtins.str
     """The id to give it."""
     description: _builtins.str
@@ -73,6 +150,12 @@ class CreateEnvironmentRequest(_message.Message):
     """UUID; a repeat within 24 h returns the first answer."""
     validate_only: _builtins.bool
     """Check only; nothing is stored."""
+    stale_action: Global___Environment.StaleAction.ValueType
+    """As Environment.stale_action."""
+    @_builtins.property
+    def max_staleness(self) -> _duration_pb2.Duration:
+        """As Environment.max_staleness: 1 s to 365 days."""
+
     def __init__(
         self,
         *,
@@ -80,10 +163,12 @@ class CreateEnvironmentRequest(_message.Message):
         description: _builtins.str = ...,
         request_id: _builtins.str | None = ...,
         validate_only: _builtins.bool = ...,
+        max_staleness: _duration_pb2.Duration | None = ...,
+        stale_action: Global___Environment.StaleAction.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "request_id", b"request_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "max_staleness", b"max_staleness", "request_id", b"request_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "description", b"description", "environment", b"environment", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "description", b"description", "environment", b"environment", "max_staleness", b"max_staleness", "request_id", b"request_id", "stale_action", b"stale_action", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__request_id: _TypeAlias = _typing.Literal["request_id"]  # noqa: Y015
     _WhichOneofArgType__request_id: _TypeAlias = _typing.Literal["_request_id", b"_request_id"]  # noqa: Y015
@@ -225,6 +310,8 @@ class UpdateEnvironmentRequest(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    MAX_STALENESS_FIELD_NUMBER: _builtins.int
+    STALE_ACTION_FIELD_NUMBER: _builtins.int
     environment: _builtins.str
     """Which one."""
     description: _builtins.str
@@ -233,6 +320,12 @@ class UpdateEnvironmentRequest(_message.Message):
     """UUID; a repeat within 24 h returns the first answer."""
     validate_only: _builtins.bool
     """Check only; nothing is stored."""
+    stale_action: Global___Environment.StaleAction.ValueType
+    """STALE_ACTION_UNSPECIFIED: left as it is."""
+    @_builtins.property
+    def max_staleness(self) -> _duration_pb2.Duration:
+        """Absent: left as it is; 0: never stale; else 1 s to 365 days."""
+
     def __init__(
         self,
         *,
@@ -240,10 +333,12 @@ class UpdateEnvironmentRequest(_message.Message):
         description: _builtins.str | None = ...,
         request_id: _builtins.str | None = ...,
         validate_only: _builtins.bool = ...,
+        max_staleness: _duration_pb2.Duration | None = ...,
+        stale_action: Global___Environment.StaleAction.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_request_id", b"_request_id", "description", b"description", "request_id", b"request_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_request_id", b"_request_id", "description", b"description", "max_staleness", b"max_staleness", "request_id", b"request_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_request_id", b"_request_id", "description", b"description", "environment", b"environment", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_request_id", b"_request_id", "description", b"description", "environment", b"environment", "max_staleness", b"max_staleness", "request_id", b"request_id", "stale_action", b"stale_action", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__description: _TypeAlias = _typing.Literal["description"]  # noqa: Y015
     _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015

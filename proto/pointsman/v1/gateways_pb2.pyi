@@ -10,6 +10,8 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from pointsman.v1 import deployments_pb2 as _deployments_pb2
+from pointsman.v1 import environments_pb2 as _environments_pb2
+from pointsman.v1 import tokens_pb2 as _tokens_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -459,6 +461,8 @@ class SyncResponse(_message.Message):
         REVISION_FIELD_NUMBER: _builtins.int
         BINDINGS_FIELD_NUMBER: _builtins.int
         SYNCED_FIELD_NUMBER: _builtins.int
+        TOKENS_FIELD_NUMBER: _builtins.int
+        STALENESS_POLICIES_FIELD_NUMBER: _builtins.int
         revision: _builtins.int
         """Everything up to it is in this Update or an earlier one."""
         synced: _builtins.bool
@@ -467,16 +471,26 @@ class SyncResponse(_message.Message):
         def bindings(self) -> _containers.RepeatedCompositeFieldContainer[_deployments_pb2.Binding]:
             """What is bound now, oldest revision first; with an empty release: the binding is gone."""
 
+        @_builtins.property
+        def tokens(self) -> _containers.RepeatedCompositeFieldContainer[_tokens_pb2.TokenVerifier]:
+            """Tokens that are new or were revoked; those that were never told of do not exist."""
+
+        @_builtins.property
+        def staleness_policies(self) -> _containers.RepeatedCompositeFieldContainer[_environments_pb2.StalenessPolicy]:
+            """How environments treat staleness, where that is new."""
+
         def __init__(
             self,
             *,
             revision: _builtins.int = ...,
             bindings: _abc.Iterable[_deployments_pb2.Binding] | None = ...,
             synced: _builtins.bool = ...,
+            tokens: _abc.Iterable[_tokens_pb2.TokenVerifier] | None = ...,
+            staleness_policies: _abc.Iterable[_environments_pb2.StalenessPolicy] | None = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["bindings", b"bindings", "revision", b"revision", "synced", b"synced"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["bindings", b"bindings", "revision", b"revision", "staleness_policies", b"staleness_policies", "synced", b"synced", "tokens", b"tokens"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
