@@ -141,8 +141,9 @@ class Transaction(ReadTransaction, Protocol):
 class Store(Protocol):
     """Where everything is kept. Methods may be called from any number of tasks of one event loop.
 
-    Every method raises StoreUnavailable when the store cannot be reached or written; nothing was changed then, and later calls
-    work again when the cause has gone, without a restart.
+    Every method raises StoreUnavailable when the store cannot be reached or written; nothing was changed then, unless the message
+    says that this is not known (the server went in the midst of a commit). Later calls work again when the cause has gone, without a
+    restart. No call waits for ever.
     """
 
     @property
@@ -168,4 +169,4 @@ class Store(Protocol):
         """Calls back on the event loop soon after the revision may have grown, by whomever. May call too often, never too rarely."""
 
     async def close(self) -> None:
-        """Finishes what was begun, then lets go of every file and connection."""
+        """Finishes what was begun, or gives it up after a bounded time, then lets go of every file and connection."""

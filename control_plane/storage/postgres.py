@@ -21,7 +21,7 @@ from psycopg.pq import TransactionStatus
 from control_plane.storage.base import CannotOpenStore, ReadTransaction
 from control_plane.storage.group_commit import GroupCommitStore, Job, VerdictLater, run_to_end
 from control_plane.storage.postgres_connection import cause_of, commit, connect, location_of, one_line, parse, shut, translated
-from control_plane.storage.postgres_following import CHANNEL, listen, mark, outcome
+from control_plane.storage.postgres_following import CHANNEL, Limits, listen, mark, outcome
 from control_plane.storage.postgres_schema import bring_up_to_date
 from control_plane.storage.sql import SqlTransaction
 from pointsman.errors import StoreUnavailable
@@ -29,6 +29,10 @@ from pointsman.errors import StoreUnavailable
 T = TypeVar("T")
 READERS = 8
 READ_TIMEOUT = "30s"
+# How long a commit may wait for a synchronous standby before its caller is told that what became of it is not known.
+COMMIT_SECONDS = 10.0
+# How long closing waits for what was begun.
+CLOSE_SECONDS = 10.0
 
 _BEGIN_WRITE = (
     b"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; "
@@ -67,7 +71,10 @@ class PostgresStore(GroupCommitStore):
         store = cls(parse(url))
         await asyncio.to_thread(store._prepare)
         store._thread.start()
-        store._listener = asyncio.create_task(listen(store._parameters, store._ring, store._cut), name="store listener")
+        store._tasks = [
+            asyncio.create_task(listen(store._parameters, store._ring, store._cut), name="store listener"),
+            asyncio.create_task(store._limits.keep(store._cut), name="store limits"),
+        ]
         return store
 
     def __init__(self, parameters: dict[str, Any]) -> None:
@@ -77,8 +84,8 @@ class PostgresStore(GroupCommitStore):
         self._local = threading.local()
         self._opened: set[psycopg.Connection[Any]] = set()
         self._store_id = ""
-        self._listener: asyncio.Task[None] | None = None
-        self._stopping = threading.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._limits = Limits()
         self._name, self._batch = str(uuid.uuid4()), 0
 
     def _prepare(self) -> None:
@@ -105,11 +112,11 @@ class PostgresStore(GroupCommitStore):
 
     async def close(self) -> None:
         """See base.Store."""
-        self._stopping.set()
+        self._limits.close(CLOSE_SECONDS)
         await super().close()
-        if self._listener is not None:
-            self._listener.cancel()
-            await asyncio.gather(self._listener, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _let_go(self) -> None:
         for connection in [*self._opened, self._writer]:
@@ -225,8 +232,9 @@ class PostgresStore(GroupCommitStore):
         self._batch += 1
         try:
             notify = f"NOTIFY {CHANNEL}; " if ring else ""
-            if commit(writer, mark(self._name, self._batch) + notify):
-                return
+            with self._limits.within(writer, COMMIT_SECONDS):
+                if commit(writer, mark(self._name, self._batch) + notify):
+                    return
             lost = "it committed without waiting for its standby"
         except psycopg.Error as error:
             self._leave()
@@ -237,7 +245,7 @@ class PostgresStore(GroupCommitStore):
         raise VerdictLater(functools.partial(self._ask_outcome, name, self._batch, lost, ring))
 
     def _ask_outcome(self, name: str, batch: int, lost: str, ring: bool) -> bool:
-        committed = outcome(self._parameters, name, batch, self._stopping)
+        committed = outcome(self._parameters, name, batch, self._limits)
         if committed is None:
             raise StoreUnavailable(
                 f"The store {self.location} was lost in the midst of a commit: {lost}. "

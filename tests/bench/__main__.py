@@ -9,7 +9,7 @@ import asyncio
 import importlib
 import sys
 
-NAMES = ("startup", "deploys", "fanout", "engine")
+NAMES = ("startup", "deploys", "storage", "fanout", "engine")
 
 
 def main() -> None:
