@@ -8,11 +8,12 @@ import pytest
 import yaml
 from google.protobuf import json_format
 
-from control_plane.cli import nodes
-from control_plane.cli.appfile import MAX_FILE_BYTES, read
-from control_plane.cli.nodes import NotReadableError
-from control_plane.cli.output import as_yaml, plain
+from control_plane.cli.appfile import read
 from control_plane.cli.sample import sample_text
+from pointsman import nodes
+from pointsman.appfile import MAX_FILE_BYTES
+from pointsman.nodes import NotReadableError
+from pointsman.plain import as_yaml, plain
 from pointsman.v1.config_pb2 import AppConfig
 from pointsman.v1.releases_pb2 import CreateReleaseRequest
 from tests.clients import cli

@@ -7,10 +7,12 @@ from typing import NoReturn
 
 import click
 
-from control_plane.cli.appfile import AppFile, Found, read
+from control_plane.cli.appfile import read
 from control_plane.cli.client import REFUSED, Connection, new_request_id, only_app, refuse, server_options
-from control_plane.cli.nodes import NotReadableError
-from control_plane.cli.output import as_yaml, output_option, plain, print_plain, short, show, table, when
+from control_plane.cli.output import output_option, print_plain, short, show, table, when
+from pointsman.appfile import AppFile, Found
+from pointsman.nodes import NotReadableError
+from pointsman.plain import as_yaml, plain
 from pointsman.v1 import apps_pb2 as pb
 from pointsman.v1 import apps_pb2_grpc
 

@@ -13,13 +13,12 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from control_plane.cli.nodes import scalar
+from pointsman.plain import as_yaml, ordered, plain
 from pointsman.v1.config_pb2 import AppConfig
 
 F = TypeVar("F", bound=Callable[..., Any])
 FORMATS = ["text", "json", "yaml"]
 MAX_CELL_CHARS = 60
-MAX_LINE_CHARS = 120
 
 
 def output_option(command: F) -> F:
@@ -33,12 +32,6 @@ def output_option(command: F) -> F:
     return decorated
 
 
-def plain(message: Message) -> dict[str, Any]:
-    """The message by the proto JSON mapping, in snake_case. Without what has its default, as a person would write it."""
-    found: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True)
-    return _ordered(message.DESCRIPTOR, found)
-
-
 def whole(message: Message) -> dict[str, Any]:
     """The same with empty lists, texts and zeros, so that a script finds every name; but for configs, which are as `plain` gives them."""
     found: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
@@ -49,44 +42,7 @@ def whole(message: Message) -> dict[str, Any]:
             found[field.name] = plain(value)
         elif isinstance(value, Message) and field.message_type.file.package == AppConfig.DESCRIPTOR.file.package:
             found[field.name] = whole(value)
-    return _ordered(message.DESCRIPTOR, found)
-
-
-def _ordered(descriptor: Any, found: dict[str, Any]) -> dict[str, Any]:
-    """Names in the order of the proto file, keys of maps sorted: the same answer is the same text."""
-    ordered = {}
-    for field in descriptor.fields:
-        if field.name not in found:
-            continue
-        value, kind = found[field.name], field.message_type
-        if kind is not None and (kind.GetOptions().map_entry or kind.file.package == "google.protobuf"):
-            value = _sorted(value)
-        elif kind is not None:
-            value = [_ordered(kind, item) for item in value] if isinstance(value, list) else _ordered(kind, value)
-        ordered[field.name] = value
-    return ordered
-
-
-def _sorted(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _sorted(value[key]) for key in sorted(value)}
-    return [_sorted(item) for item in value] if isinstance(value, list) else value
-
-
-def as_yaml(value: object, *, document: bool = False) -> str:
-    """YAML that `app push` reads as the same value."""
-    import yaml
-
-    class Dumper(yaml.SafeDumper):
-        """Writes texts of several lines as such, and quotes what our reader, unlike PyYAML's, takes for a number."""
-
-    def text(dumper: Any, written: str) -> Any:
-        style = "|" if "\n" in written else None if isinstance(scalar(written), str) else "'"
-        return dumper.represent_scalar("tag:yaml.org,2002:str", written, style=style)
-
-    Dumper.add_representer(str, text)
-    dumped: str = yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=MAX_LINE_CHARS, explicit_start=document)
-    return dumped
+    return ordered(message.DESCRIPTOR, found)
 
 
 def show(message: Message, output: str, text: Callable[[], None]) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from control_plane.cli.client import Connection, new_request_id, only_app, server_options
-from control_plane.cli.output import as_yaml, output_option, plain, short, show, table, when
+from control_plane.cli.output import output_option, short, show, table, when
 from control_plane.cli.rollout import tell_rollout
+from pointsman.plain import as_yaml, plain
 from pointsman.v1 import releases_pb2 as pb
 from pointsman.v1 import releases_pb2_grpc
 

@@ -12,7 +12,8 @@ from google.protobuf.struct_pb2 import Struct, Value
 
 from control_plane.cli.client import Connection, server_options
 from control_plane.cli.durations import DURATION
-from control_plane.cli.output import output_option, plain, show
+from control_plane.cli.output import output_option, show
+from pointsman.plain import plain
 from pointsman.v1 import trigger_pb2 as pb
 from pointsman.v1 import trigger_pb2_grpc
 

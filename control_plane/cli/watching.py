@@ -12,7 +12,8 @@ import click
 import grpc
 
 from control_plane.cli.client import Connection, server_options
-from control_plane.cli.output import as_yaml, harmless, output_option, short, whole
+from control_plane.cli.output import harmless, output_option, short, whole
+from pointsman.plain import as_yaml
 from pointsman.v1 import deployments_pb2 as pb
 from pointsman.v1 import deployments_pb2_grpc
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from control_plane.rpc import convert
 from control_plane.service.apps import Apps
+from control_plane.service.snapshots import snapshot_of
 from pointsman.errors import InvalidField, Violation
 from pointsman.v1 import apps_pb2, apps_pb2_grpc
 from pointsman.v1.config_pb2 import AppConfig
@@ -37,7 +38,7 @@ class AppServicer(apps_pb2_grpc.AppServiceServicer):
             raise InvalidField([Violation("config", "absent; give the whole new draft")])
         updated = await self._apps.update_draft(
             request.app,
-            convert.snapshot_of(request.config),
+            snapshot_of(request.config),
             convert.optional(request, "expected_draft_version"),
             convert.call_of(request, context),
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,7 +10,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from control_plane import gateways, model
-from control_plane.service.calls import Call
+from control_plane.service.calls import ANONYMOUS, Call, fingerprint_of
 from control_plane.service.deployments import Deployed
 from control_plane.service.paging import PageRequest
 from control_plane.service.releases import ReleaseInfo
@@ -22,7 +21,6 @@ from pointsman.v1.environments_pb2 import Environment
 from pointsman.v1.gateways_pb2 import Gateway
 from pointsman.v1.releases_pb2 import Release
 
-ANONYMOUS = "anonymous"
 ACTOR_METADATA = "x-actor"
 MAX_ACTOR_CHARS = 128
 
@@ -49,11 +47,10 @@ def call_of(request: Any, context: Any) -> Call:
     named = str(metadata.get(ACTOR_METADATA, "")).strip()[:MAX_ACTOR_CHARS]
     if not request.request_id:
         return Call(actor=named or ANONYMOUS, validate_only=request.validate_only)
-    body = request.DESCRIPTOR.full_name.encode() + b"\n" + request.SerializeToString(deterministic=True)
     return Call(
         actor=named or ANONYMOUS,
         request_id=request.request_id,
-        fingerprint=hashlib.sha256(body).hexdigest(),
+        fingerprint=fingerprint_of(request),
         validate_only=request.validate_only,
     )
 
@@ -66,11 +63,6 @@ def page_of(request: Any) -> PageRequest:
 def optional(request: Message, field: str) -> Any:
     """The field's value, or None when it is absent."""
     return getattr(request, field) if request.HasField(field) else None
-
-
-def snapshot_of(config: AppConfig) -> bytes:
-    """The one serialisation of a config: the bytes that are hashed, stored, sent and never made again."""
-    return config.SerializeToString(deterministic=True)
 
 
 def app(found: model.App) -> App:

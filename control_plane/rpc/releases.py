@@ -11,9 +11,9 @@ from control_plane.rpc import convert
 from control_plane.service.apps import digest_of
 from control_plane.service.diff import Change, diff
 from control_plane.service.releases import Releases
+from control_plane.service.snapshots import plain_of, snapshot_of
 from pointsman.v1 import releases_pb2 as pb
 from pointsman.v1 import releases_pb2_grpc
-from pointsman.v1.config_pb2 import AppConfig
 
 
 class ReleaseServicer(releases_pb2_grpc.ReleaseServiceServicer):
@@ -28,7 +28,7 @@ class ReleaseServicer(releases_pb2_grpc.ReleaseServiceServicer):
             app=request.app,
             tag=request.tag,
             description=request.description,
-            config=convert.snapshot_of(request.config) if request.HasField("config") else None,
+            config=snapshot_of(request.config) if request.HasField("config") else None,
             deploy_to=request.deploy_to,
             call=convert.call_of(request, context),
         )
@@ -52,13 +52,8 @@ class ReleaseServicer(releases_pb2_grpc.ReleaseServiceServicer):
     async def DiffReleases(self, request: pb.DiffReleasesRequest, _context: Any) -> pb.DiffReleasesResponse:
         """See releases.proto."""
         old, new = await self._releases.configs(request.app, request.from_release, request.to_release)
-        changes = await asyncio.to_thread(lambda: list(map(_change, diff(_plain(old), _plain(new)))))
+        changes = await asyncio.to_thread(lambda: list(map(_change, diff(plain_of(old), plain_of(new)))))
         return pb.DiffReleasesResponse(changes=changes, from_digest=digest_of(old), to_digest=digest_of(new))
-
-
-def _plain(snapshot: bytes) -> dict[str, Any]:
-    plain: dict[str, Any] = json_format.MessageToDict(AppConfig.FromString(snapshot), preserving_proto_field_name=True)
-    return plain
 
 
 def _change(found: Change) -> pb.DiffReleasesResponse.Change:

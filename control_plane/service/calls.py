@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 import msgspec
+from google.protobuf.message import Message
 
 from control_plane.model import RememberedRequest
 from control_plane.storage.base import ReadTransaction, Transaction
@@ -17,6 +19,8 @@ T = TypeVar("T")
 Clock = Callable[[], datetime]
 # For at least so long; what is older goes when the next request is remembered.
 REQUEST_MEMORY = timedelta(hours=24)
+# The caller, where nobody had to show a token and none was named.
+ANONYMOUS = "anonymous"
 
 
 def utc_now() -> datetime:
@@ -32,6 +36,12 @@ class Call:
     request_id: str = ""
     fingerprint: str = ""
     validate_only: bool = False
+
+
+def fingerprint_of(request: Message) -> str:
+    """The same for the same request, whichever door it came through."""
+    body = request.DESCRIPTOR.full_name.encode() + b"\n" + request.SerializeToString(deterministic=True)
+    return hashlib.sha256(body).hexdigest()
 
 
 async def recall(tx: ReadTransaction, call: Call) -> RememberedRequest | None:
