@@ -201,7 +201,7 @@ def test_every_command_has_help_with_an_example_on_a_line_of_its_own():
         command = main.get_command(click.Context(main), name)
         assert command is not None
         for words in [(name, inner) for inner in getattr(command, "commands", ())] or [(name,)]:
-            if name in ("control-plane", "gateway"):
+            if name in ("control-plane", "gateway", "backup"):
                 continue  # they become other processes, which have a test below
             done = CliRunner().invoke(main, [*words, "--help"], prog_name="pointsman")
             assert done.output.startswith(f"Usage: pointsman {' '.join(words)}")
@@ -221,7 +221,7 @@ def test_the_servers_take_their_own_flags(tmp_path):
     # A folder that is named like a plane must not take its place.
     (tmp_path / "data_plane").mkdir()
     (tmp_path / "data_plane" / "__main__.py").write_text("raise SystemExit(99)")
-    for name, flag in (("control-plane", "--store"), ("gateway", "--state-dir")):
+    for name, flag in (("control-plane", "--store"), ("gateway", "--state-dir"), ("backup", "--store")):
         done = subprocess.run(
             [BIN / "pointsman", name, "--help"],
             capture_output=True,

@@ -65,6 +65,7 @@ COMMANDS = {
     "gateways": ("control_plane.cli.status:gateways", "The gateways and how far they are."),
     "trigger": ("control_plane.cli.triggers:trigger", "Run an endpoint."),
     "environment": ("control_plane.cli.environments:command", "Environments: create, list, update, delete."),
+    "backup": ("control_plane.cli:backup", "Copy a SQLite store while it is used."),
     "control-plane": ("control_plane.cli:control_plane", "Serve the control plane."),
     "gateway": ("control_plane.cli:gateway", "Serve triggers."),
 }
@@ -106,6 +107,19 @@ def control_plane(arguments: tuple[str, ...]) -> None:
 def gateway(arguments: tuple[str, ...]) -> None:
     """Becomes the gateway's process."""
     _become("data_plane", arguments)
+
+
+@click.command(context_settings=_PASS_ALL)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def backup(ctx: click.Context, arguments: tuple[str, ...]) -> None:
+    """Becomes the process that copies the store."""
+    _maintain(ctx, "backup", arguments)
+
+
+def _maintain(ctx: click.Context, what: str, arguments: tuple[str, ...]) -> NoReturn:
+    output = ctx.find_root().params.get("output")
+    _become("control_plane.maintenance", (what, *(["-o", output] if output else []), *arguments))
 
 
 def _become(module: str, arguments: tuple[str, ...]) -> NoReturn:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from control_plane.storage.base import CannotOpenStore, Store
+from control_plane.storage.base import CannotCopyStore, CannotOpenStore, Store
 
 SQLITE_PREFIX = "sqlite:///"
 POSTGRES_PREFIXES = ("postgresql://", "postgres://")
@@ -24,11 +24,21 @@ async def open_store(url: str) -> Store:
         except ImportError as error:
             raise CannotOpenStore(f"PostgreSQL needs more packages ({error}): pip install 'pointsman[postgres]'") from error
         return await PostgresStore.open(url)
-    if not url.startswith(SQLITE_PREFIX) or url == SQLITE_PREFIX:
-        raise CannotOpenStore(f"{url.rpartition('@')[2] or url!r} is not a store; use sqlite:///PATH or postgresql://USER@HOST/DATABASE")
+    path = sqlite_path(url)
     from control_plane.storage.sqlite import SqliteStore
 
-    return SqliteStore(Path(url.removeprefix(SQLITE_PREFIX)))
+    return SqliteStore(path)
 
 
-__all__ = ["CannotOpenStore", "Store", "open_store"]
+def sqlite_path(url: str) -> Path:
+    """The file that a URL names.
+
+    Raises:
+        CannotOpenStore: it names none.
+    """
+    if not url.startswith(SQLITE_PREFIX) or url == SQLITE_PREFIX:
+        raise CannotOpenStore(f"{url.rpartition('@')[2] or url!r} is not a store; use sqlite:///PATH or postgresql://USER@HOST/DATABASE")
+    return Path(url.removeprefix(SQLITE_PREFIX))
+
+
+__all__ = ["CannotCopyStore", "CannotOpenStore", "Store", "open_store", "sqlite_path"]

@@ -19,6 +19,10 @@ class CannotOpenStore(Exception):
     """A store cannot be opened; the message is one line for the person who named it: what, which, what to do."""
 
 
+class CannotCopyStore(Exception):
+    """A store cannot be backed up or copied; the message is one line as above."""
+
+
 class ReadTransaction(Protocol):
     """One consistent view of the store: all its answers are of the same moment. Absent things are None or missing from lists."""
 

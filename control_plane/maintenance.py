@@ -1,0 +1,65 @@
+"""Starts what is done to stores themselves: `pointsman backup` runs this."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from control_plane.config import Settings
+from control_plane.storage import POSTGRES_PREFIXES, CannotCopyStore, CannotOpenStore, sqlite_path
+from pointsman.settings import describe
+
+REFUSED = 1
+MIB = 1024 * 1024
+_STORE = next(found for found in describe(Settings) if found.flag == "--store")
+
+output_option = click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to print. [text]")
+
+
+@click.group()
+def main() -> None:
+    """What is done to stores themselves, without a control plane."""
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option(_STORE.flag, envvar=_STORE.variable, default=_STORE.default, show_default=True, show_envvar=True, help="sqlite:///PATH")
+@output_option
+def backup(path: Path, store: str, output: str) -> None:
+    """Copy a SQLite store to PATH, as it is at one moment, while a control plane uses it.
+
+    Example: pointsman backup --store sqlite:////var/lib/pointsman/pointsman.db /backups/monday.db
+    """
+    if store.startswith(POSTGRES_PREFIXES):
+        refuse("backup is for SQLite; PostgreSQL has a tool of its own: pg_dump --format=custom --file=PATH --dbname=URL")
+    from control_plane.storage.sqlite_backup import back_up
+
+    try:
+        made = back_up(sqlite_path(store), path)
+    except (CannotOpenStore, CannotCopyStore) as error:
+        refuse(str(error))
+    tell(
+        output,
+        {"path": str(path), **dataclasses.asdict(made)},
+        f"{path}: revision {made.revision}, {made.releases} releases, {made.size_bytes / MIB:.1f} MiB; whole and checked",
+    )
+
+
+def tell(output: str, found: dict[str, Any], text: str) -> None:
+    """Prints what was done."""
+    click.echo(json.dumps(found, indent=2) if output == "json" else text)
+
+
+def refuse(why: str) -> NoReturn:
+    """One line on stderr."""
+    click.echo(f"pointsman: {why}", err=True)
+    sys.exit(REFUSED)
+
+
+if __name__ == "__main__":
+    main(prog_name="pointsman")
