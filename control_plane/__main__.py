@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 
 import click
 
@@ -21,7 +22,7 @@ from control_plane.service.calls import utc_now
 from control_plane.service.deployments import Deployments
 from control_plane.service.environments import Environments
 from control_plane.service.releases import Releases
-from control_plane.storage import CannotOpenStore, open_store
+from control_plane.storage import CannotOpenStore, open_peers, open_store
 from pointsman.serving import GrpcServer, StartupError, run
 from pointsman.settings import settings_options
 from pointsman.v1 import (
@@ -51,7 +52,12 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         await hub.start()
         closing.push_async_callback(hub.close)
 
-        gateways = Gateways(utc_now, settings.prepare_timeout_seconds)
+        peers = open_peers(settings.store, store.store_id)
+        gateways = Gateways(utc_now, settings.prepare_timeout_seconds, peers)
+        # Before anyone can call: from the first deploy on, each asks the gateways of all.
+        peers.address = f"{socket.gethostname()} {settings.listen}"
+        closing.push_async_callback(peers.close)
+        await peers.start(gateways.answer)
         deployments = Deployments(store, gateways, utc_now)
         releases = Releases(store, deployments, utc_now)
 
@@ -66,6 +72,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         await grpc_server.start(
             settings.listen, [service.full_name for file in files for service in file.DESCRIPTOR.services_by_name.values()]
         )
+        peers.address = f"{socket.gethostname()} {grpc_server.address}"
         closing.push_async_callback(grpc_server.stop, settings.drain_seconds)
         http_server = HttpServer(make_app(store))
         await http_server.start(settings.http)

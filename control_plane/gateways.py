@@ -1,4 +1,7 @@
-"""The connected gateways: who subscribes to what, who has applied what; prepare before a commit, rollouts after it."""
+"""The connected gateways: who subscribes to what, who has applied what; prepare before a commit, rollouts after it.
+
+Each replica of the control plane has gateways of its own. What is asked of gateways here is asked of those of all replicas.
+"""
 
 from __future__ import annotations
 
@@ -7,74 +10,43 @@ import contextlib
 import itertools
 import time
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 import structlog
 
 from control_plane.hub import Watcher
-from control_plane.model import Binding
+from control_plane.model import Binding, GatewayInfo, Identity, Prepare, Rejection, Rollout, Target
+from control_plane.peers import (
+    A,
+    Alone,
+    Answer,
+    KnownAnswer,
+    KnownRequest,
+    Peers,
+    PrepareAnswer,
+    PrepareRequest,
+    Replies,
+    Request,
+    RolloutAnswer,
+    RolloutRequest,
+)
 from control_plane.service.calls import Clock
 from pointsman.errors import ReleaseRejected
 
 DEFAULT_WAIT_SECONDS = 5.0
+# For the lists of other replicas, which they have at hand.
+KNOWN_SECONDS = 1.0
 # Gateways that were connected once and are gone are remembered for ListGateways, the oldest forgotten first.
 MAX_REMEMBERED_GATEWAYS = 10_000
+# An error travels in gRPC's trailers, of which clients take 16 KiB, and says its causes three times there.
+MAX_TOLD_GATEWAYS = 20
+MAX_TOLD_CAUSES = 5
+MAX_CAUSE_CHARS = 150
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """A release that is going to be bound."""
-
-    app: str
-    environment: str
-    release: str
-    digest: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rejection:
-    """A release that a gateway cannot run, and why."""
-
-    app: str
-    environment: str
-    digest: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepare:
-    """Asks a gateway to get targets ready; answered under `prepare_id`."""
-
-    prepare_id: str
-    targets: tuple[Target, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rollout:
-    """Which of the connected gateways that subscribe to a change serve it."""
-
-    revision: int
-    total: int
-    applied: int
-    pending: list[str]
-    rejected: list[tuple[str, str]]
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """What a gateway says of itself in Hello."""
-
-    gateway_id: str
-    instance_id: str
-    version: str
-    apps: frozenset[str]
-    environments: frozenset[str]
-    peer: str
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -103,8 +75,18 @@ class Session:
     def rejection_of(self, binding: Binding) -> str | None:
         """Why it does not serve this binding, if it said so."""
         rejection = self.rejections.get((binding.app, binding.environment))
-        live = binding.deployment
-        return rejection.reason if rejection and live and rejection.digest == live.digest else None
+        return rejection.why_not(binding) if rejection else None
+
+    def info(self) -> GatewayInfo:
+        """As it is now."""
+        return GatewayInfo(
+            identity=self.identity,
+            connected=self.connected,
+            connect_time=self.connect_time,
+            last_heard_time=self.last_heard_time,
+            revision=self.revision,
+            rejections=tuple(self.rejections.values()),
+        )
 
 
 class _Round:
@@ -154,10 +136,11 @@ class _RolloutRound(_Round):
 
 
 class Gateways:
-    """All sessions of this control plane."""
+    """All sessions of this replica; through its peers, the gateways of all."""
 
-    def __init__(self, clock: Clock, prepare_timeout_seconds: float) -> None:
+    def __init__(self, clock: Clock, prepare_timeout_seconds: float, peers: Peers | None = None) -> None:
         self._clock = clock
+        self._peers = peers or Alone()
         self._prepare_timeout_seconds = prepare_timeout_seconds
         self._known: dict[str, list[Session]] = {}
         self._connected: set[Session] = set()
@@ -166,12 +149,23 @@ class Gateways:
 
     @property
     def any_connected(self) -> bool:
-        """Whether any gateway is connected."""
-        return bool(self._connected)
+        """Whether any gateway may be connected, here or at another replica."""
+        return bool(self._connected or self._peers.others)
 
-    def sessions(self) -> list[Session]:
-        """Every gateway process known, by gateway id."""
-        return [session for _, sessions in sorted(self._known.items()) for session in sessions]
+    async def known(self, after: tuple[str, ...], limit: int) -> list[GatewayInfo]:
+        """At most `limit` gateway processes by their keys, those with a greater key than `after`; the connected, and those that were.
+
+        A replica that cannot be asked, or does not answer, adds nothing.
+        """
+        request = KnownRequest(after, limit)
+        replies = await self._everywhere(self._known_here(request), request, KnownAnswer, KNOWN_SECONDS)
+        newest: dict[tuple[str, str], GatewayInfo] = {}
+        for info in itertools.chain.from_iterable(answer.gateways for answer in replies.answers):
+            before = newest.setdefault(info.identity.key, info)
+            # A process that has moved is known to both replicas.
+            if (info.connected, info.last_heard_time) > (before.connected, before.last_heard_time):
+                newest[info.identity.key] = info
+        return [info for _, info in sorted(newest.items())][:limit]
 
     @contextlib.contextmanager
     def connected(self, identity: Identity, watcher: Watcher, *, revision: int, held: Collection[str]) -> Iterator[Session]:
@@ -214,44 +208,92 @@ class Gateways:
         waiting.answered(session)
 
     async def prepare(self, targets: Sequence[Target], seconds: float) -> None:
-        """Has every subscribed gateway fetch and compile what it does not hold yet.
+        """Has every subscribed gateway of all replicas fetch and compile what it does not hold yet.
 
         A silent one is waited for so long, and no longer than the prepare timeout; it catches up by itself.
 
         Raises:
             ReleaseRejected: when any of them cannot run a target.
+            StoreUnavailable: when other replicas could not be asked.
         """
+        request = PrepareRequest(tuple(targets), min(seconds, self._prepare_timeout_seconds))
+        replies = await self._everywhere(self._prepare_here(request), request, PrepareAnswer, request.seconds)
+        if replies.failure is not None:
+            raise replies.failure
+        rejections: dict[str, list[Rejection]] = {}
+        for answer in replies.answers:
+            for gateway_id, found in answer.rejections.items():
+                rejections.setdefault(gateway_id, []).extend(found)
+        if rejections:
+            raise _rejected(targets, rejections)
+
+    async def rollout(self, bindings: Sequence[Binding], wait_seconds: float, *, started: float) -> Rollout:
+        """Waits until every connected subscriber of all replicas serves the bindings, at most so long; then tells who does.
+
+        `started` is the time.monotonic() of the commit. A replica that lives and does not answer is one that is pending.
+        """
+        request = RolloutRequest(tuple(bindings), max(wait_seconds, 0.0))
+        replies = await self._everywhere(self._rollout_here(request), request, RolloutAnswer, request.seconds)
+        pending = [gateway_id for answer in replies.answers for gateway_id in answer.pending]
+        pending += [f"replica {address}" for address in replies.silent]
+        rejected = [rejection for answer in replies.answers for rejection in answer.rejected.items()]
+        total = sum(answer.members for answer in replies.answers) + len(replies.silent)
+        return Rollout(
+            revision=max(binding.revision for binding in bindings),
+            total=total,
+            applied=total - len(pending) - len(rejected),
+            pending=sorted(pending),
+            rejected=sorted(rejected),
+            seconds=time.monotonic() - started,
+        )
+
+    async def answer(self, request: Request) -> Answer:
+        """What another replica asks, for the gateways that are connected here."""
+        match request:
+            case PrepareRequest():
+                return await self._prepare_here(request)
+            case RolloutRequest():
+                return await self._rollout_here(request)
+            case KnownRequest():
+                return await self._known_here(request)
+
+    async def _everywhere(self, here: Coroutine[Any, Any, A], request: Request, answer_type: type[A], seconds: float) -> Replies[A]:
+        """The answer from here among those of the other replicas."""
+        if not self._peers.others:
+            return Replies(answers=[await here])
+        own: A
+        replies: Replies[A]
+        own, replies = await asyncio.gather(here, self._peers.ask(request, answer_type, seconds))
+        replies.answers.append(own)
+        return replies
+
+    async def _prepare_here(self, request: PrepareRequest) -> PrepareAnswer:
         asked: dict[Session, Prepare] = {}
         prepare_id = str(uuid.uuid4())
         for session in self._connected:
-            missing = tuple(t for t in targets if t.digest not in session.held and session.subscribes(t.app, t.environment))
+            missing = tuple(t for t in request.targets if t.digest not in session.held and session.subscribes(t.app, t.environment))
             if missing:
                 asked[session] = Prepare(prepare_id=prepare_id, targets=missing)
         if not asked:
-            return
+            return PrepareAnswer({})
         waiting = self._prepares[prepare_id] = _PrepareRound(asked)
         try:
             for session, message in asked.items():
                 session.prepares.append(message)
                 session.watcher.wake()
-            await waiting.wait(min(seconds, self._prepare_timeout_seconds))
+            await waiting.wait(min(request.seconds, self._prepare_timeout_seconds))
         finally:
             del self._prepares[prepare_id]
-        if waiting.rejections:
-            raise _rejected(targets, waiting.rejections)
+        return PrepareAnswer(waiting.rejections)
 
-    async def rollout(self, bindings: Sequence[Binding], wait_seconds: float, *, started: float) -> Rollout:
-        """Waits until every connected subscriber serves the bindings, at most so long; then tells who does.
-
-        `started` is the time.monotonic() of the commit.
-        """
-        revision = max(binding.revision for binding in bindings)
+    async def _rollout_here(self, request: RolloutRequest) -> RolloutAnswer:
+        bindings = request.bindings
         subscribed = (s for s in self._connected if any(s.subscribes(b.app, b.environment) for b in bindings))
-        waiting = _RolloutRound(subscribed, revision)
-        if waiting.pending and wait_seconds > 0:
+        waiting = _RolloutRound(subscribed, max(binding.revision for binding in bindings))
+        if waiting.pending and request.seconds > 0:
             self._rollouts.add(waiting)
             try:
-                await waiting.wait(wait_seconds)
+                await waiting.wait(request.seconds)
             finally:
                 self._rollouts.discard(waiting)
         rejected = {}
@@ -259,14 +301,12 @@ class Gateways:
             reasons = [reason for binding in bindings if (reason := session.rejection_of(binding)) is not None]
             if reasons:
                 rejected[session.identity.gateway_id] = "; ".join(reasons)
-        return Rollout(
-            revision=revision,
-            total=len(waiting.members),
-            applied=len(waiting.members) - len(waiting.pending) - len(rejected),
-            pending=sorted(session.identity.gateway_id for session in waiting.pending),
-            rejected=sorted(rejected.items()),
-            seconds=time.monotonic() - started,
-        )
+        return RolloutAnswer(len(waiting.members), [session.identity.gateway_id for session in waiting.pending], rejected)
+
+    async def _known_here(self, request: KnownRequest) -> KnownAnswer:
+        known = sorted((s for sessions in self._known.values() for s in sessions), key=lambda session: session.identity.key)
+        later = (session.info() for session in known if session.identity.key > request.after)
+        return KnownAnswer(list(itertools.islice(later, request.limit)))
 
     def _remember(self, session: Session) -> None:
         """A new stream replaces what its process, or a process before it, left behind; other live processes may share the id."""
@@ -286,14 +326,21 @@ class Gateways:
 
 def _rejected(targets: Sequence[Target], rejections: dict[str, list[Rejection]]) -> ReleaseRejected:
     releases = ", ".join(dict.fromkeys(target.release for target in targets))
-    causes = {gateway_id: "; ".join(rejection.reason for rejection in found) for gateway_id, found in sorted(rejections.items())}
-    told = "; ".join(f"{gateway_id}: {cause}" for gateway_id, cause in causes.items())
+    names = sorted(rejections)
+    told = "; ".join(f"{name}: {_cause(rejections[name])}" for name in names[:MAX_TOLD_CAUSES])
+    if len(names) > MAX_TOLD_CAUSES:
+        told += f"; and {len(names) - MAX_TOLD_CAUSES} more gateways"
     return ReleaseRejected(
         f"Release {releases} was rejected, so nothing was changed anywhere. {told}. "
         "Fix the release or the gateway, or deploy with force to skip this check.",
         release=releases,
         app=targets[0].app,
         environment=targets[0].environment,
-        gateways=list(causes),
+        gateways=names[:MAX_TOLD_GATEWAYS],
         causes=told,
     )
+
+
+def _cause(rejections: Sequence[Rejection]) -> str:
+    cause = "; ".join(rejection.reason for rejection in rejections)
+    return cause if len(cause) <= MAX_CAUSE_CHARS else f"{cause[:MAX_CAUSE_CHARS]}..."

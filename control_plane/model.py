@@ -110,3 +110,82 @@ class RememberedRequest:
     fingerprint: str
     answer: bytes
     create_time: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A release that is going to be bound."""
+
+    app: str
+    environment: str
+    release: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """A release that a gateway cannot run, and why."""
+
+    app: str
+    environment: str
+    digest: str
+    reason: str
+
+    def why_not(self, binding: Binding) -> str | None:
+        """The reason, if it is this binding's release that was refused."""
+        live = binding.deployment
+        same = live is not None and (self.app, self.environment, self.digest) == (binding.app, binding.environment, live.digest)
+        return self.reason if same else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepare:
+    """Asks a gateway to get targets ready; answered under `prepare_id`."""
+
+    prepare_id: str
+    targets: tuple[Target, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """Which of the connected gateways that subscribe to a change serve it, on all replicas."""
+
+    revision: int
+    total: int
+    applied: int
+    pending: list[str]
+    rejected: list[tuple[str, str]]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What a gateway says of itself in Hello."""
+
+    gateway_id: str
+    instance_id: str
+    version: str
+    apps: frozenset[str]
+    environments: frozenset[str]
+    peer: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Tells it from other processes, also from those that were given the same name; lists are in this order."""
+        return self.gateway_id, self.instance_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayInfo:
+    """One gateway process as its replica of the control plane knows it."""
+
+    identity: Identity
+    connected: bool
+    connect_time: datetime
+    last_heard_time: datetime
+    revision: int
+    rejections: tuple[Rejection, ...]
+
+    def rejection_of(self, binding: Binding) -> str | None:
+        """Why it does not serve this binding, if it said so."""
+        return next((reason for rejection in self.rejections if (reason := rejection.why_not(binding)) is not None), None)

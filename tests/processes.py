@@ -36,7 +36,7 @@ class Finished(NamedTuple):
 
 def clean_environment(**more: str) -> dict[str, str]:
     """This process's environment without settings of ours, which a developer may have exported, and without proxies."""
-    left_out = ("POINTSMAN_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "GRPC_PROXY")
+    left_out = ("POINTSMAN_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "GRPC_PROXY", "GRPC_ENABLE_FORK_SUPPORT")
     kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(left_out)}
     return kept | {"PYTHONUNBUFFERED": "1", "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "160"} | more
 

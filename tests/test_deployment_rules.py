@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from control_plane.gateways import Gateways, Identity, Rejection
+from control_plane.gateways import Gateways
 from control_plane.hub import Hub
-from control_plane.model import Action, ReleaseState
+from control_plane.model import Action, Identity, Rejection, ReleaseState
 from control_plane.service.apps import Apps
 from control_plane.service.calls import Call
 from control_plane.service.deployments import Deployed, Deployments, Options

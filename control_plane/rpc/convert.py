@@ -9,7 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from control_plane import gateways, model
+from control_plane import model
 from control_plane.service.calls import ANONYMOUS, Call, fingerprint_of
 from control_plane.service.deployments import Deployed
 from control_plane.service.paging import PageRequest
@@ -140,7 +140,7 @@ def deployment(found: model.Deployment) -> Deployment:
     )
 
 
-def rollout(found: gateways.Rollout) -> Rollout:
+def rollout(found: model.Rollout) -> Rollout:
     """A rollout as a message."""
     return Rollout(
         revision=found.revision,
@@ -161,18 +161,18 @@ def deployed(found: Deployed) -> dict[str, Any]:
     }
 
 
-def gateway(session: gateways.Session, bindings: list[model.Binding]) -> Gateway:
+def gateway(info: model.GatewayInfo, bindings: list[model.Binding]) -> Gateway:
     """A gateway as a message; `bindings` are those that it subscribes to."""
-    known = session.identity
+    known = info.identity
     return Gateway(
         gateway_id=known.gateway_id,
         instance_id=known.instance_id,
         version=known.version,
         peer=known.peer,
-        connected=session.connected,
-        revision=session.revision,
-        last_heard_time=timestamp(session.last_heard_time),
-        connect_time=timestamp(session.connect_time),
+        connected=info.connected,
+        revision=info.revision,
+        last_heard_time=timestamp(info.last_heard_time),
+        connect_time=timestamp(info.connect_time),
         apps=sorted(known.apps),
         environments=sorted(known.environments),
         bindings=[
@@ -181,7 +181,7 @@ def gateway(session: gateways.Session, bindings: list[model.Binding]) -> Gateway
                 environment=found.environment,
                 release=found.deployment.release,
                 revision=found.revision,
-                rejection=session.rejection_of(found) or "",
+                rejection=info.rejection_of(found) or "",
             )
             for found in bindings
             if found.deployment is not None

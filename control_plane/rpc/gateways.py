@@ -9,8 +9,9 @@ from typing import Any
 
 import structlog
 
-from control_plane.gateways import Gateways, Identity, Prepare, Rejection, Session
+from control_plane.gateways import Gateways, Session
 from control_plane.hub import Hub
+from control_plane.model import Identity, Prepare, Rejection
 from control_plane.rpc import convert
 from control_plane.service.paging import PageRequest
 from control_plane.service.releases import Releases
@@ -140,18 +141,14 @@ class GatewayServicer(gateways_pb2_grpc.GatewayServiceServicer):
         """See gateways.proto."""
         page_request: PageRequest = convert.page_of(request)
         after = tuple(map(str, page_request.after("gateways")))
-        sessions = [session for session in self._gateways.sessions() if _key(session) > after]
-        page = page_request.page(sessions[: page_request.limit + 1], _key, "gateways")
+        found = await self._gateways.known(after, page_request.limit + 1)
+        page = page_request.page(found, lambda info: info.identity.key, "gateways")
         gateways = []
-        for session in page.items:
-            known = session.identity
+        for info in page.items:
+            known = info.identity
             bindings = self._hub.newer_than(0, apps=known.apps, environments=known.environments)
-            gateways.append(convert.gateway(session, sorted(bindings, key=lambda b: (b.app, b.environment))))
+            gateways.append(convert.gateway(info, sorted(bindings, key=lambda b: (b.app, b.environment))))
         return pb.ListGatewaysResponse(gateways=gateways, next_page_token=page.next_page_token)
-
-
-def _key(session: Session) -> tuple[str, ...]:
-    return session.identity.gateway_id, session.identity.instance_id
 
 
 async def _hello(requests: AsyncIterator[pb.SyncRequest]) -> pb.SyncRequest.Hello:

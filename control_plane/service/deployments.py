@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from control_plane.gateways import DEFAULT_WAIT_SECONDS, Gateways, Rollout, Target
-from control_plane.model import Action, Binding, Deployment, Release
+from control_plane.gateways import DEFAULT_WAIT_SECONDS, Gateways
+from control_plane.model import Action, Binding, Deployment, Release, Rollout, Target
 from control_plane.service.apps import find_app
 from control_plane.service.calls import Call, Clock, once, recall
 from control_plane.service.environments import find_environment

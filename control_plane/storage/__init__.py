@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from control_plane.peers import Alone, Peers
 from control_plane.storage.base import CannotCopyStore, CannotOpenStore, Store
 
 SQLITE_PREFIX = "sqlite:///"
@@ -41,4 +42,13 @@ def sqlite_path(url: str) -> Path:
     return Path(url.removeprefix(SQLITE_PREFIX))
 
 
-__all__ = ["CannotCopyStore", "CannotOpenStore", "Store", "open_store", "sqlite_path"]
+def open_peers(url: str, store_id: str) -> Peers:
+    """The other control planes on the store of an open_store with this URL. They are joined by its start()."""
+    if not url.startswith(POSTGRES_PREFIXES):
+        return Alone()
+    from control_plane.storage.postgres_peers import PostgresPeers
+
+    return PostgresPeers(url, store_id)
+
+
+__all__ = ["CannotCopyStore", "CannotOpenStore", "Store", "open_peers", "open_store", "sqlite_path"]

@@ -10,7 +10,7 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import psycopg
@@ -37,12 +37,12 @@ async def listen(parameters: dict[str, Any], ring: Callable[[], None], cut: Call
     waits = delays()
     while True:
         try:
-            async with await _connected(parameters) as connection:
+            async with await connected(parameters) as connection:
                 heard: object = None
-                await _ask(connection, f"LISTEN {CHANNEL}")
+                await ask(connection, f"LISTEN {CHANNEL}")
                 waits = delays()
                 while True:
-                    found = await (await _ask(connection, "SELECT revision FROM counter")).fetchone()
+                    found = await (await ask(connection, "SELECT revision FROM counter")).fetchone()
                     if found != heard:
                         heard = found
                         ring()
@@ -56,7 +56,7 @@ async def listen(parameters: dict[str, Any], ring: Callable[[], None], cut: Call
         await asyncio.sleep(next(waits))
 
 
-async def _connected(parameters: dict[str, Any]) -> psycopg.AsyncConnection[Any]:
+async def connected(parameters: dict[str, Any]) -> psycopg.AsyncConnection[Any]:
     """A connection. Cancelled, it waits for the driver, which would leave a half-made one open."""
     connecting = asyncio.ensure_future(psycopg.AsyncConnection.connect(**parameters, autocommit=True))
     try:
@@ -67,13 +67,13 @@ async def _connected(parameters: dict[str, Any]) -> psycopg.AsyncConnection[Any]
         raise
 
 
-async def _ask(connection: psycopg.AsyncConnection[Any], sql: str) -> psycopg.AsyncCursor[Any]:
+async def ask(connection: psycopg.AsyncConnection[Any], sql: str, parameters: Sequence[Any] = ()) -> psycopg.AsyncCursor[Any]:
     """Runs a statement.
 
     Raises:
         TimeoutError: no answer. The connection is shut then: a driver that is cancelled would first wait for the server again.
     """
-    asking = asyncio.ensure_future(connection.execute(sql.encode()))
+    asking = asyncio.ensure_future(connection.execute(sql.encode(), parameters or None))
     try:
         answered, _ = await asyncio.wait([asking], timeout=ANSWER_SECONDS)
         if answered:

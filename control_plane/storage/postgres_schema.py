@@ -107,7 +107,21 @@ _FIRST_LIGHT: Statements = (
     $$BEGIN RAISE EXCEPTION '% never change: % is refused', TG_TABLE_NAME, TG_OP USING ERRCODE = 'integrity_constraint_violation'; END$$""",
 )
 
-STEPS: tuple[tuple[str, Statements], ...] = (("first_light", _FIRST_LIGHT),)
+# Who lives and what they tell each other: nothing of it needs to outlive the server, so nothing is written twice.
+_REPLICAS: Statements = (
+    """CREATE UNLOGGED TABLE replicas (
+        replica_id UUID PRIMARY KEY,
+        address TEXT NOT NULL,
+        beat_time TIMESTAMPTZ NOT NULL DEFAULT now()
+    )""",
+    """CREATE UNLOGGED TABLE replica_messages (
+        message_id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+        message TEXT NOT NULL,
+        create_time TIMESTAMPTZ NOT NULL DEFAULT now()
+    )""",
+)
+
+STEPS: tuple[tuple[str, Statements], ...] = (("first_light", _FIRST_LIGHT), ("replicas", _REPLICAS))
 
 
 def bring_up_to_date(connection: Any, location: str) -> None:

@@ -1,0 +1,314 @@
+"""Control planes on one database: who of them lives, and how they ask each other, by NOTIFY.
+
+The connection that listens also beats, so a replica whose row in `replicas` is fresh is one that hears. What is said fits into a NOTIFY, or
+lies in `replica_messages` while the NOTIFY carries its number. None of it needs to be durable: no commit waits for a disk or a standby.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import time
+import uuid
+from collections.abc import Collection, Coroutine, Mapping
+from typing import Any, LiteralString
+
+import msgspec
+import psycopg
+import structlog
+
+from control_plane.peers import A, Answering, Replies, Request
+from control_plane.storage.postgres_connection import delays, location_of, one_line, parse
+from control_plane.storage.postgres_following import ask, connected
+from pointsman.errors import StoreUnavailable
+
+BEAT_SECONDS = 1.0
+# How long an answer may travel after the time that was granted to those who give it.
+LATE_SECONDS = 1.0
+JOIN_SECONDS = 10.0
+SWEEP_SECONDS = 20.0
+# Of a NOTIFY: less than 8,000, the server's limit.
+MAX_PAYLOAD_BYTES = 7_999
+IN_A_ROW = "row "
+
+_BEAT = """WITH beat AS (
+    INSERT INTO replicas (replica_id, address) VALUES (%s, %s)
+    ON CONFLICT (replica_id) DO UPDATE SET address = excluded.address, beat_time = now()
+)
+SELECT replica_id, address FROM replicas WHERE replica_id <> %s AND beat_time > now() - interval '3 seconds' ORDER BY address"""
+_SWEEP = """WITH gone AS (DELETE FROM replicas WHERE beat_time < now() - interval '1 minute')
+DELETE FROM replica_messages WHERE create_time < now() - interval '1 minute'"""
+_NOTIFY = "SELECT pg_notify(%s, %s)"
+_LAY_DOWN = """WITH kept AS (INSERT INTO replica_messages (message) VALUES (%s) RETURNING message_id)
+SELECT pg_notify(%s, %s::text || message_id) FROM kept"""
+_PICK_UP = "SELECT message FROM replica_messages WHERE message_id = %s"
+
+log = structlog.get_logger()
+
+
+class _Changed(msgspec.Struct, tag="changed", frozen=True):
+    """The sender came or left."""
+
+    sender: str
+
+
+class _Question(msgspec.Struct, tag="question", frozen=True):
+    """To all. The request is encoded by itself: one that a replica of another version does not know can still be refused."""
+
+    sender: str
+    inquiry_id: str
+    request: bytes
+
+
+class _Reply(msgspec.Struct, tag="reply", frozen=True):
+    """To the asker alone; without an answer when none could be given."""
+
+    sender: str
+    inquiry_id: str
+    answer: bytes | None
+
+
+_decoder = msgspec.msgpack.Decoder(_Changed | _Question | _Reply)
+
+
+class _Inquiry:
+    """A question, and who still owes an answer; `done` is set when none does."""
+
+    def __init__(self, members: Mapping[str, str]) -> None:
+        self.members = dict(members)
+        self.pending = set(members)
+        self.answers: dict[str, bytes | None] = {}
+        self.done = asyncio.Event()
+
+    def answered(self, replica_id: str, answer: bytes | None) -> None:
+        self.answers[replica_id] = answer
+        self._settle(replica_id)
+
+    def left(self, living: Collection[str]) -> None:
+        for replica_id in self.pending - set(living):
+            self._settle(replica_id)
+
+    def _settle(self, replica_id: str) -> None:
+        self.pending.discard(replica_id)
+        if not self.pending:
+            self.done.set()
+
+    def replies(self, answer_type: type[A]) -> Replies[A]:
+        """What has come; an answer that cannot be read is none."""
+        answers, silent = [], [self.members[replica_id] for replica_id in self.pending]
+        for replica_id, answer in self.answers.items():
+            try:
+                if answer is not None:
+                    answers.append(msgspec.msgpack.decode(answer, type=answer_type))
+                    continue
+            except msgspec.MsgspecError as error:
+                log.warning("a replica answered in another version's words", replica=self.members.get(replica_id), error=str(error))
+            silent.append(self.members.get(replica_id, replica_id))
+        return Replies(answers=answers, silent=silent)
+
+
+class PostgresPeers:
+    """Implements peers.Peers."""
+
+    def __init__(self, url: str, store_id: str) -> None:
+        self.address = ""
+        self._parameters = parse(url)
+        self._replica_id = str(uuid.uuid4())
+        # A database may hold several stores, each in a schema; channels belong to the database.
+        self._channel = f"pointsman_{store_id}"
+        self._members: dict[str, str] = {}
+        self._inquiries: dict[str, _Inquiry] = {}
+        self._answering: Answering | None = None
+        self._joined = asyncio.Event()
+        self._swept_at = time.monotonic()
+        self._speaker: psycopg.AsyncConnection[Any] | None = None
+        self._speaking = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def others(self) -> Collection[str]:
+        """See peers.Peers."""
+        return self._members.values()
+
+    async def start(self, answering: Answering) -> None:
+        """See peers.Peers. When they cannot be joined now, they are as soon as they can."""
+        self._answering = answering
+        self._spawn(self._listen())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(JOIN_SECONDS):
+                await self._joined.wait()
+
+    async def close(self) -> None:
+        """See peers.Peers."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            await self._execute("DELETE FROM replicas WHERE replica_id = %s", self._replica_id)
+            await self._say(self._channel, _Changed(self._replica_id))
+        except StoreUnavailable as error:
+            log.info("left without a word to the other replicas", error=error.message)
+        if self._speaker is not None:
+            await self._speaker.close()
+
+    async def ask(self, request: Request, answer_type: type[A], seconds: float) -> Replies[A]:
+        """See peers.Peers."""
+        if not self._members:
+            return Replies(answers=[])
+        inquiry_id = str(uuid.uuid4())
+        inquiry = self._inquiries[inquiry_id] = _Inquiry(self._members)
+        question = _Question(self._replica_id, inquiry_id, msgspec.msgpack.encode(request))
+        asked = False
+        try:
+            async with asyncio.timeout(seconds + LATE_SECONDS):
+                await asyncio.shield(self._spawn(self._say(self._channel, question)))
+                asked = True
+                await inquiry.done.wait()
+        except TimeoutError:
+            if not asked:
+                return self._unasked(inquiry, self._unavailable("it does not answer"))
+        except StoreUnavailable as error:
+            return self._unasked(inquiry, error)
+        finally:
+            del self._inquiries[inquiry_id]
+        return inquiry.replies(answer_type)
+
+    def _unasked(self, inquiry: _Inquiry, failure: StoreUnavailable) -> Replies[Any]:
+        return Replies(answers=[], silent=list(inquiry.members.values()), failure=failure)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # Listening
+
+    async def _listen(self) -> None:
+        waits = delays()
+        while True:
+            try:
+                async with await self._connect() as connection:
+                    for channel in (self._channel, _channel_of(self._replica_id)):
+                        await ask(connection, f'LISTEN "{channel}"')
+                    await self._beat(connection)
+                    await ask(connection, _NOTIFY, [self._channel, _packed(_Changed(self._replica_id))])
+                    self._joined.set()
+                    waits = delays()
+                    while True:
+                        await self._hear(connection)
+                        await self._beat(connection)
+            except (psycopg.Error, OSError) as error:
+                log.warning("other replicas are not heard now", store=location_of(self._parameters), error=one_line(error))
+            await asyncio.sleep(next(waits))
+
+    async def _beat(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        """Tells that this one lives, and learns who else does."""
+        cursor = await ask(connection, _BEAT, [self._replica_id, self.address, self._replica_id])
+        members = {str(replica_id): address for replica_id, address in await cursor.fetchall()}
+        if members.keys() != self._members.keys():
+            log.info("replicas of this control plane", others=list(members.values()))
+        self._members = members
+        for inquiry in self._inquiries.values():
+            inquiry.left(members)
+        if time.monotonic() > self._swept_at + SWEEP_SECONDS:
+            self._swept_at = time.monotonic()
+            await ask(connection, _SWEEP)
+
+    async def _hear(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        """Until the next beat is due, or somebody came or left."""
+        deadline, changed = time.monotonic() + BEAT_SECONDS, False
+        while not changed and (seconds := deadline - time.monotonic()) > 0:
+            async for note in connection.notifies(timeout=seconds, stop_after=1):
+                if note.payload.startswith(IN_A_ROW):
+                    self._spawn(self._pick_up(note.payload.removeprefix(IN_A_ROW)))
+                else:
+                    changed |= self._take(note.payload)
+
+    async def _pick_up(self, message_id: str) -> None:
+        try:
+            cursor = await self._execute(_PICK_UP, message_id)
+            row = await cursor.fetchone()
+        except StoreUnavailable as error:
+            log.warning("what another replica said cannot be read", error=error.message)
+        else:
+            if row is not None:
+                self._take(row[0])
+
+    def _take(self, packed: str) -> bool:
+        """Whether the members may have changed."""
+        try:
+            message = _decoder.decode(base64.b64decode(packed, validate=True))
+        except (binascii.Error, ValueError, msgspec.MsgspecError) as error:
+            log.warning("what another replica says cannot be read", error=str(error))
+            return False
+        if message.sender == self._replica_id:
+            return False
+        if isinstance(message, _Question):
+            self._spawn(self._respond(message))
+        elif isinstance(message, _Reply) and (inquiry := self._inquiries.get(message.inquiry_id)) is not None:
+            inquiry.answered(message.sender, message.answer)
+        return isinstance(message, _Changed)
+
+    async def _respond(self, question: _Question) -> None:
+        answer = None
+        try:
+            assert self._answering is not None
+            request = msgspec.msgpack.decode(question.request, type=Request)
+            answer = msgspec.msgpack.encode(await self._answering(request))
+        except Exception:
+            log.exception("what another replica asked cannot be answered")
+        try:
+            await self._say(_channel_of(question.sender), _Reply(self._replica_id, question.inquiry_id, answer))
+        except StoreUnavailable as error:
+            log.warning("another replica gets no answer", error=error.message)
+
+    # Speaking
+
+    async def _connect(self) -> psycopg.AsyncConnection[Any]:
+        connection = await connected(self._parameters)
+        await ask(connection, "SET synchronous_commit = off")
+        return connection
+
+    async def _say(self, channel: str, message: _Changed | _Question | _Reply) -> None:
+        """Raises StoreUnavailable when it could not be said."""
+        packed = _packed(message)
+        if len(packed) <= MAX_PAYLOAD_BYTES:
+            await self._execute(_NOTIFY, channel, packed)
+        else:
+            await self._execute(_LAY_DOWN, packed, channel, IN_A_ROW)
+
+    async def _execute(self, sql: LiteralString, *parameters: Any) -> psycopg.AsyncCursor[Any]:
+        """On the connection that speaks; one that broke while nobody used it is replaced without a word. Raises StoreUnavailable."""
+        async with self._speaking:
+            for last in (False, True):
+                try:
+                    if self._speaker is None:
+                        self._speaker = await self._connect()
+                    return await ask(self._speaker, sql, parameters)
+                except (psycopg.Error, OSError) as error:
+                    speaker, self._speaker = self._speaker, None
+                    if speaker is not None:
+                        await speaker.close()
+                    if last:
+                        raise self._unavailable(one_line(error)) from error
+        raise AssertionError("unreachable")
+
+    def _unavailable(self, why: str) -> StoreUnavailable:
+        location = location_of(self._parameters)
+        return StoreUnavailable(
+            f"The other replicas cannot be asked through {location}: {why}. Nothing was changed; ask again.",
+            store=location,
+            cause="replicas",
+        )
+
+
+def _channel_of(replica_id: str) -> str:
+    return f"pointsman_{replica_id}"
+
+
+def _packed(message: _Changed | _Question | _Reply) -> str:
+    """As text that any encoding of a database can take."""
+    return base64.b64encode(msgspec.msgpack.encode(message)).decode()

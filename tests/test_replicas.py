@@ -1,0 +1,243 @@
+"""Several control planes on one PostgreSQL act as one: each deploy asks, and counts, the gateways of all."""
+
+import asyncio
+import contextlib
+import time
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from pointsman.v1 import gateways_pb2
+from tests.clients import control_plane_client, gateway_client, refused
+from tests.eventually import eventually
+from tests.postgres_server import MISSING, available, running_postgres
+from tests.processes import start_control_plane, start_gateway
+from tests.sample_apps import marked
+from tests.simulated_gateway import SimulatedGateway
+from tests.test_promise_10_never_start_over import next_binding, until_synced, watching
+
+
+@pytest.fixture
+def database(postgres_server):
+    return postgres_server.new_database()
+
+
+@pytest.fixture
+def url(postgres_server, database):
+    return postgres_server.url(database)
+
+
+class Replica:
+    """One control plane: its process and its stubs."""
+
+    def __init__(self, server, plane):
+        self.server = server
+        self.plane = plane
+
+    async def listed(self):
+        """Gateway id -> Gateway, over all pages."""
+        found, token = [], ""
+        while True:
+            page = await self.plane.gateways.ListGateways(gateways_pb2.ListGatewaysRequest(page_size=2, page_token=token))
+            found += page.gateways
+            token = page.next_page_token
+            if not token:
+                assert [g.gateway_id for g in found] == sorted({g.gateway_id for g in found})
+                return {gateway.gateway_id: gateway for gateway in found}
+
+    async def sees(self, *gateway_ids):
+        """Waits until it lists these as connected, and no others."""
+
+        async def so():
+            return {name for name, gateway in (await self.listed()).items() if gateway.connected} == set(gateway_ids)
+
+        await eventually(so)
+
+
+@contextlib.asynccontextmanager
+async def running_replica(folder, url, *flags):
+    async with start_control_plane(folder, "--store", url, *flags) as server, control_plane_client(server) as plane:
+        yield Replica(server, plane)
+
+
+@pytest.fixture
+async def replicas(tmp_path, url):
+    """Two replicas."""
+    async with running_replica(tmp_path, url) as a, running_replica(tmp_path, url) as b:
+        yield a, b
+
+
+@contextlib.asynccontextmanager
+async def connected(replica, gateway_id, *, kind=SimulatedGateway, **more):
+    async with kind(gateway_id, **more).connected(replica.server.grpc) as gateway:
+        yield gateway
+
+
+class SilentGateway(SimulatedGateway):
+    """Never says whether it is prepared."""
+
+    def _prepare(self, prepare):
+        self.prepared += [target.digest for target in prepare.targets]
+        return []
+
+
+async def test_promise_04_a_deploy_through_one_replica_counts_the_gateways_of_all(tmp_path, url):
+    async with contextlib.AsyncExitStack() as running:
+        planes = [await running.enter_async_context(running_replica(tmp_path, url)) for _ in range(3)]
+        gates = [
+            await running.enter_async_context(connected(replica, f"g{number}{letter}"))
+            for number, replica in enumerate(planes)
+            for letter in "xy"
+        ]
+        real = await running.enter_async_context(start_gateway(tmp_path, planes[1].server.grpc, gateway_id="real"))
+        gate = await running.enter_async_context(gateway_client(real))
+        everyone = [gateway.gateway_id for gateway in gates] + ["real"]
+        for replica in planes:
+            await replica.sees(*everyone)
+        app = await planes[0].plane.create_app(v1=marked("v1"), v2=marked("v2"))
+        for tag, replica in (("v1", planes[0]), ("v2", planes[2]), ("v1", planes[1])):
+            deployed = await replica.plane.deploy(app, tag)
+            rollout = deployed.rollout
+            assert (rollout.gateways_total, rollout.gateways_applied) == (7, 7)
+            assert (list(rollout.gateways_pending), list(rollout.gateways_rejected)) == ([], [])
+            assert {gateway.bindings[app, "production"] for gateway in gates} == {tag}
+            assert (await gate.trigger(app)).release == tag
+            for other in planes:
+                listed = await other.listed()
+                assert {gateway.revision for gateway in listed.values()} == {rollout.revision}
+                assert {gateway.bindings[0].release for gateway in listed.values()} == {tag}
+
+
+async def test_promise_05_a_gateway_at_another_replica_can_veto(tmp_path, replicas):
+    a, b = replicas
+    refuse = set()
+    async with connected(a, "at-a") as here, connected(b, "at-b", refuse=lambda digest: "no secret KEY" if digest in refuse else ""):
+        await a.sees("at-a", "at-b")
+        app = await a.plane.create_app(v1=marked("v1"))
+        before = (await a.plane.deploy(app, "v1")).binding
+        bad = await a.plane.create_release(app, "v2", marked("v2"))
+        refuse.add(bad.digest)
+        refusal = await refused(a.plane.deploy(app, "v2"))
+        assert (refusal.code, refusal.reason) == ("FAILED_PRECONDITION", "RELEASE_REJECTED")
+        assert refusal.metadata["gateways"] == "at-b"
+        assert "no secret KEY" in refusal.metadata["causes"]
+        assert await a.plane.binding(app) == await b.plane.binding(app) == before
+        assert here.bindings[app, "production"] == "v1"
+        assert here.history[-1] == before.revision
+
+
+async def test_promise_04_a_stuck_gateway_at_another_replica_is_pending(replicas):
+    a, b = replicas
+    async with connected(a, "at-a"), connected(b, "at-b"), connected(b, "stuck", apply=False):
+        await a.sees("at-a", "at-b", "stuck")
+        app = await a.plane.create_app(v1=marked("v1"))
+        started = time.monotonic()
+        rollout = (await a.plane.deploy(app, "v1", wait=Duration(seconds=1))).rollout
+        assert 0.9 < time.monotonic() - started < 3
+        assert (rollout.gateways_total, rollout.gateways_applied, list(rollout.gateways_pending)) == (3, 2, ["stuck"])
+        unwaited = (await b.plane.deploy(app, "v1", wait=Duration())).rollout
+        assert (unwaited.gateways_total, unwaited.gateways_applied, list(unwaited.gateways_pending)) == (3, 2, ["stuck"])
+
+
+async def test_a_gateway_that_went_is_listed_as_such_by_every_replica_and_one_that_moved_only_once(replicas):
+    a, b = replicas
+    moving = SimulatedGateway("moving")
+    async with connected(b, "leaving"), moving.connected(b.server.grpc):
+        await a.sees("leaving", "moving")
+    async with moving.connected(a.server.grpc):
+        for replica in replicas:
+            await replica.sees("moving")
+            assert set(await replica.listed()) == {"leaving", "moving"}
+
+
+async def test_a_replica_killed_while_it_prepares_is_soon_not_waited_for(replicas):
+    a, b = replicas
+    async with connected(a, "at-a"):
+        silent = SilentGateway("silent")
+        with contextlib.suppress(Exception):
+            async with silent.connected(b.server.grpc):
+                await a.sees("at-a", "silent")
+                app = await a.plane.create_app(v1=marked("v1"))
+                deploying = asyncio.create_task(a.plane.deploy(app, "v1", wait=Duration(seconds=30)))
+                await eventually(lambda: silent.prepared)
+                await b.server.kill()
+                killed = time.monotonic()
+        rollout = (await deploying).rollout
+        assert time.monotonic() - killed < 6
+        assert (rollout.gateways_total, rollout.gateways_applied) == (1, 1)
+        await a.sees("at-a")
+
+
+async def test_a_replica_that_stops_leaves_and_is_not_waited_for_at_all(replicas, postgres_server, database):
+    a, b = replicas
+    async with connected(a, "at-a"):
+        async with connected(b, "at-b"):
+            await a.sees("at-a", "at-b")
+        await b.server.stop()
+        assert len(postgres_server.execute("SELECT address FROM replicas", database)) == 1
+        app = await a.plane.create_app(v1=marked("v1"))
+        started = time.monotonic()
+        rollout = (await a.plane.deploy(app, "v1")).rollout
+        assert (rollout.gateways_total, rollout.gateways_applied) == (1, 1)
+        assert time.monotonic() - started < 1
+
+
+async def test_a_watcher_at_another_replica_sees_a_deploy(replicas):
+    a, b = replicas
+    app = await a.plane.create_app(v1=marked("v1"), v2=marked("v2"))
+    await a.plane.deploy(app, "v1")
+    async with watching(b.plane, app=app) as call:
+        assert (await until_synced(call))[0] == {"production": "v1"}
+        deployed = await a.plane.deploy(app, "v2")
+        seen = await next_binding(call)
+        assert (seen.release, seen.revision) == ("v2", deployed.binding.revision)
+
+
+async def test_replicas_that_start_together_on_an_empty_database_know_each_other(tmp_path, url):
+    async with contextlib.AsyncExitStack() as running:
+        servers = await asyncio.gather(*(running.enter_async_context(start_control_plane(tmp_path, "--store", url)) for _ in range(3)))
+        planes = [Replica(server, await running.enter_async_context(control_plane_client(server))) for server in servers]
+        for number, replica in enumerate(planes):
+            await running.enter_async_context(connected(replica, f"g{number}"))
+        for replica in planes:
+            await replica.sees("g0", "g1", "g2")
+
+
+@pytest.mark.skipif(not available(), reason=MISSING)
+async def test_the_database_goes_and_comes_back(tmp_path):
+    with running_postgres("fsync=off") as postgres:
+        async with running_replica(tmp_path, postgres.url()) as a, running_replica(tmp_path, postgres.url()) as b:
+            async with connected(a, "at-a"), connected(b, "at-b"):
+                await a.sees("at-a", "at-b")
+                app = await a.plane.create_app(v1=marked("v1"), v2=marked("v2"))
+                await a.plane.deploy(app, "v1")
+                postgres.kill()
+                for replica in (a, b):
+                    refusal = await refused(replica.plane.deploy(app, "v2"))
+                    assert (refusal.code, refusal.reason) == ("UNAVAILABLE", "STORE_UNAVAILABLE")
+                postgres.start()
+
+                async def whole_again():
+                    listed = await a.listed(), await b.listed()
+                    return all(set(found) == {"at-a", "at-b"} for found in listed)
+
+                await eventually(whole_again, 30)
+                rollout = (await a.plane.deploy(app, "v2")).rollout
+                assert (rollout.gateways_total, rollout.gateways_applied) == (2, 2)
+
+
+async def test_what_does_not_fit_into_a_notification_is_said_all_the_same(replicas, postgres_server, database):
+    a, b = replicas
+    reason = "a long story, \0 ünd ✓: " * 100
+    async with contextlib.AsyncExitStack() as running:
+        for number in range(10):
+            await running.enter_async_context(connected(b, f"g{number}", refuse=lambda _digest: reason))
+        await a.sees(*(f"g{number}" for number in range(10)))
+        app = await a.plane.create_app(v1=marked("v1"))
+        refusal = await refused(a.plane.deploy(app, "v1"))
+        assert refusal.reason == "RELEASE_REJECTED"
+        assert refusal.metadata["gateways"] == ", ".join(f"g{number}" for number in range(10))
+        assert "g4: a long story, \0 ünd ✓" in refusal.metadata["causes"]
+        assert refusal.metadata["causes"].endswith("and 5 more gateways")
+        kept = postgres_server.execute("SELECT max(length(message)) FROM replica_messages", database)
+        assert kept[0][0] > 8000
