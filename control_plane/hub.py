@@ -1,4 +1,4 @@
-"""The live bindings in memory, and who is told when they change.
+"""What gateways are told, in memory: the live bindings and how environments treat staleness; and who is told when that changes.
 
 Level-triggered: a watcher holds no queue, only the revision up to which it has been told. When woken it takes whatever is newer,
 so the latest wins, a slow or stuck watcher costs one integer, and any revision can be resumed from. The store is the truth; a
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Collection
 
 import structlog
 
-from control_plane.model import Binding
+from control_plane.model import Binding, StalenessPolicy
 from control_plane.storage.base import ReadTransaction, Store
 from pointsman.errors import StoreUnavailable
 
@@ -44,6 +45,12 @@ class Watcher:
         """There may be something new."""
         self._woken = True
         self._rouse()
+
+    def beat_every(self, seconds: float) -> None:
+        """Beats so often from now on."""
+        if seconds != self._beat_seconds:
+            self._beat_seconds = seconds
+            self._beat_at = min(self._beat_at, time.monotonic() + seconds)
 
     def tick(self, now: float) -> None:
         """Ends a wait whose beat is due; `now` is a time.monotonic()."""
@@ -76,6 +83,9 @@ class Hub:
         self.closing = False
         # In the order of their revisions, oldest first: what is newer than a revision is at the end.
         self._bindings: dict[tuple[str, str], Binding] = {}
+        self._policies: dict[str, StalenessPolicy] = {}
+        self.shortest_staleness_seconds = math.inf
+        """The shortest max_staleness of any environment: who is told less often takes itself for stale."""
         self._watchers: set[Watcher] = set()
         self._doorbell = asyncio.Event()
         self._refreshing = asyncio.Lock()
@@ -117,20 +127,30 @@ class Hub:
         found.reverse()
         return found
 
+    def policies_newer_than(self, revision: int, *, environments: Collection[str] = ()) -> list[StalenessPolicy]:
+        """Policies set after the revision, those of deleted environments included; of all environments when empty."""
+        return [p for p in self._policies.values() if p.revision > revision and (not environments or p.environment in environments)]
+
     async def refresh(self) -> None:
         """Takes what the store has newer, and wakes the watchers when there is something. Raises StoreUnavailable."""
 
-        async def work(tx: ReadTransaction) -> tuple[int, list[Binding]]:
+        async def work(tx: ReadTransaction) -> tuple[int, list[Binding], list[StalenessPolicy]]:
             revision = await tx.revision()
-            return revision, await tx.bindings_since(self.revision) if revision > self.revision else []
+            if revision <= self.revision:
+                return revision, [], []
+            return revision, await tx.bindings_since(self.revision), await tx.staleness_policies_since(self.revision)
 
         async with self._refreshing:
-            revision, bindings = await self._store.read(work)
+            revision, bindings, policies = await self._store.read(work)
             if revision <= self.revision:
                 return
             for binding in bindings:
                 self._bindings.pop((binding.app, binding.environment), None)
                 self._bindings[binding.app, binding.environment] = binding
+            if policies:
+                self._policies |= {policy.environment: policy for policy in policies}
+                limits = (policy.max_staleness for policy in self._policies.values() if policy.max_staleness)
+                self.shortest_staleness_seconds = min((limit.total_seconds() for limit in limits), default=math.inf)
             self.revision = revision
         self._wake_all()
 

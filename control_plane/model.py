@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,14 +28,35 @@ class Draft:
     update_time: datetime | None
 
 
+class StaleAction(enum.Enum):
+    """What a gateway does that has not heard of the control plane for longer than it may."""
+
+    SERVE = "SERVE"
+    FLAG = "FLAG"
+    UNREADY = "UNREADY"
+    REFUSE = "REFUSE"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
-    """A name that traffic asks for."""
+    """A name that traffic asks for. `max_staleness` is None where gateways are never stale."""
 
     environment: str
     description: str
     create_time: datetime
     created_by: str
+    max_staleness: timedelta | None = None
+    stale_action: StaleAction = StaleAction.SERVE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StalenessPolicy:
+    """What gateways are told of an environment, set at `revision`. Kept when the environment is gone, without a limit."""
+
+    environment: str
+    revision: int
+    max_staleness: timedelta | None = None
+    stale_action: StaleAction = StaleAction.SERVE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -165,7 +165,19 @@ async def test_environments(stack):
     await cli_done("environment", "update", name, "--description", "five percent", **server)
     listed = await as_json("environment", "list", **server)
     assert next(one for one in listed["environments"] if one["environment"] == name)["description"] == "five percent"
+    await cli_done("environment", "update", name, "--max-staleness", "30s", "--stale-action", "refuse", **server)
+    assert re.search(rf"^{name} .* refuse after 30 s +five percent$", await cli_done("environment", "list", **server), re.MULTILINE)
+    await cli_done("environment", "update", name, "--max-staleness", "0", **server)
+    assert re.search(rf"^{name} .*  -  +five percent$", await cli_done("environment", "list", **server), re.MULTILINE)
+    too_short = await cli("environment", "update", name, "--max-staleness", "500ms", **server)
+    assert too_short.stderr.startswith("INVALID_FIELD: max_staleness: 0.5s is less than 1s")
+    assert (await cli("environment", "update", name, **server)).code == 2
     assert await cli_done("environment", "delete", name, **server) == f"environment {name} deleted\n"
+    await cli_done("environment", "create", name, "--max-staleness", "1m", "--stale-action", "flag", **server)
+    listed = await as_json("environment", "list", **server)
+    made = next(one for one in listed["environments"] if one["environment"] == name)
+    assert (made["max_staleness"], made["stale_action"]) == ("60s", "FLAG")
+    await cli_done("environment", "delete", name, **server)
     assert (await cli("environment", "delete", name, **server)).stderr.startswith("ENVIRONMENT_NOT_FOUND: ")
 
 

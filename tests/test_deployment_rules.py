@@ -15,7 +15,7 @@ from control_plane.model import Action, Identity, Rejection, ReleaseState
 from control_plane.service.apps import Apps
 from control_plane.service.calls import Call
 from control_plane.service.deployments import Deployed, Deployments, Options
-from control_plane.service.environments import Environments
+from control_plane.service.environments import EnvironmentChange, Environments
 from control_plane.service.paging import PageRequest
 from control_plane.service.releases import Releases
 from control_plane.storage import open_store
@@ -266,7 +266,7 @@ async def test_deleting_an_environment_unbinds_it_at_one_revision_and_watchers_c
     assert [(b.revision, b.deployment) for b in plane.hub.newer_than(1)] == [(deleted.revision, None)]
     with pytest.raises(errors.EnvironmentNotFound):
         await plane.deploy("v1")
-    await plane.environments.create("staging", "", ANN)
+    await plane.environments.create("staging", EnvironmentChange(), ANN)
     rebound = await plane.deploy("v2", expected_revision=0)
     assert rebound.deployment.previous_release == ""
     with pytest.raises(errors.NothingToRollBack):

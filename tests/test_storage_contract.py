@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from control_plane.model import Action, App, Deployment, Draft, Environment, Release, RememberedRequest
+from control_plane.model import Action, App, Deployment, Draft, Environment, Release, RememberedRequest, StaleAction, StalenessPolicy
 from control_plane.storage import open_store
 from control_plane.storage.base import Store, Transaction
 from tests.eventually import eventually
@@ -147,6 +147,27 @@ async def test_environments(store):
     assert (await store.read(lambda tx: tx.environment("canary"))).description == "two"
     await write(store, lambda tx: tx.delete_environment("canary"))
     assert await store.read(lambda tx: tx.environment("canary")) is None
+
+
+async def test_a_staleness_policy_is_told_with_its_environment_and_kept_beyond_it(store):
+    first = StalenessPolicy(environment="production", revision=1, max_staleness=timedelta(seconds=1.5), stale_action=StaleAction.REFUSE)
+    second = StalenessPolicy(environment="development", revision=2, max_staleness=timedelta(days=365), stale_action=StaleAction.FLAG)
+
+    async def work(tx):
+        for policy in (first, second):
+            await tx.next_revision()
+            await tx.set_staleness_policy(policy)
+
+    await store.write(work)
+    found = await store.read(lambda tx: tx.environment("production"))
+    assert (found.max_staleness, found.stale_action) == (first.max_staleness, first.stale_action)
+    listed = await store.read(lambda tx: tx.environments(after="", limit=9))
+    assert [one.stale_action.name for one in listed] == ["REFUSE", "SERVE", "FLAG"]
+    assert await store.read(lambda tx: tx.staleness_policies_since(0)) == [first, second]
+    assert await store.read(lambda tx: tx.staleness_policies_since(1)) == [second]
+    gone = StalenessPolicy(environment="production", revision=3)
+    await write(store, lambda tx: tx.delete_environment("production"), lambda tx: tx.set_staleness_policy(gone))
+    assert await store.read(lambda tx: tx.staleness_policies_since(0)) == [second, gone]
 
 
 async def test_releases_and_snapshots(store):

@@ -6,7 +6,7 @@ import sys
 import psycopg
 import pytest
 
-from control_plane.storage import CannotOpenStore, open_store
+from control_plane.storage import CannotOpenStore, open_store, postgres_schema
 from control_plane.storage.postgres_connection import location_of, parse
 from pointsman.errors import StoreUnavailable
 from tests.eventually import eventually
@@ -71,6 +71,21 @@ async def test_a_database_of_another_program_is_refused_and_left_alone(postgres_
 async def test_a_store_from_the_future_is_refused(postgres_server, store, url, database):
     postgres_server.execute("INSERT INTO pointsman_steps (step, name) VALUES (99, 'hyperdrive')", database)
     assert "newer Pointsman (it has the step 'hyperdrive')" in await refused(url)
+
+
+async def test_a_store_from_before_there_were_staleness_policies_is_brought_up_to_date(url, monkeypatch):
+    with monkeypatch.context() as before:
+        before.setattr(postgres_schema, "STEPS", postgres_schema.STEPS[:1])
+        old = await open_store(url)
+        await filled(old)
+        await old.close()
+    store = await open_store(url)
+    try:
+        assert (await store.read(lambda tx: tx.environment("production"))).max_staleness is None
+        assert await store.read(lambda tx: tx.staleness_policies_since(0)) == []
+        assert await store.read(lambda tx: tx.release_tags("shop")) == ["v2", "v1"]
+    finally:
+        await store.close()
 
 
 async def test_a_schema_of_its_own_is_enough(postgres_server, url, database):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from control_plane.storage import CannotOpenStore, open_store
+from control_plane.storage.migrations import steps
 from pointsman.errors import StoreUnavailable
 from tests.processes import run
 from tests.test_storage_contract import bind, filled
@@ -83,6 +84,21 @@ async def test_a_store_from_the_future_is_refused(store, tmp_path):
     database.commit()
     database.close()
     assert "newer Pointsman (it has the step 'hyperdrive')" in await refused(tmp_path / "pointsman.db")
+
+
+async def test_a_store_from_before_there_were_staleness_policies_is_brought_up_to_date(tmp_path, monkeypatch):
+    with monkeypatch.context() as before:
+        before.setattr(steps, "_migrations", steps._migrations[:1])
+        old = await open_store(f"sqlite:///{tmp_path}/pointsman.db")
+        await filled(old)
+        await old.close()
+    store = await open_store(f"sqlite:///{tmp_path}/pointsman.db")
+    try:
+        assert (await store.read(lambda tx: tx.environment("production"))).max_staleness is None
+        assert await store.read(lambda tx: tx.staleness_policies_since(0)) == []
+        assert await store.read(lambda tx: tx.release_tags("shop")) == ["v2", "v1"]
+    finally:
+        await store.close()
 
 
 @pytest.mark.parametrize("name", ["a b.db", "50%20.db", "what?.db", "#1.db", "ünï.db"])

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import click
 
 from control_plane.cli.client import Connection, new_request_id, server_options
+from control_plane.cli.durations import DURATION
 from control_plane.cli.output import output_option, short, show, table, when
 from pointsman.v1 import environments_pb2 as pb
 from pointsman.v1 import environments_pb2_grpc
+
+ACTIONS = ("serve", "flag", "unready", "refuse")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @click.group("environment")
@@ -22,18 +28,39 @@ def _open(server: str | None) -> tuple[Connection, Any]:
     return connection, environments_pb2_grpc.EnvironmentServiceStub(connection.channel)
 
 
+def _staleness_options(command: F) -> F:
+    """Adds --max-staleness and --stale-action."""
+    limit = "After how long without word of the control plane a gateway counts as stale here, such as 30s; 0: never."
+    action = "What it does then: serve on, flag its answers with X-Stale, be unready, or refuse."
+    decorated: Any = click.option("--stale-action", type=click.Choice(ACTIONS), help=action)(command)
+    found: F = click.option("--max-staleness", type=DURATION, help=limit)(decorated)
+    return found
+
+
+def _set_staleness(
+    request: pb.CreateEnvironmentRequest | pb.UpdateEnvironmentRequest, max_staleness: float | None, stale_action: str | None
+) -> None:
+    if max_staleness is not None:
+        request.max_staleness.FromTimedelta(timedelta(seconds=max_staleness))
+    if stale_action is not None:
+        request.stale_action = pb.Environment.StaleAction.Value(stale_action.upper())
+
+
 @command.command()
 @click.argument("name")
 @click.option("--description", default="", help="For people.")
+@_staleness_options
 @server_options(app=False)
 @output_option
-def create(name: str, description: str, server: str | None, output: str) -> None:
+def create(name: str, description: str, max_staleness: float | None, stale_action: str | None, server: str | None, output: str) -> None:
     """Create an environment.
 
     Example: pointsman environment create canary --description "One percent of the traffic"
     """
     connection, stub = _open(server)
     request = pb.CreateEnvironmentRequest(environment=name, description=description, request_id=new_request_id())
+    # Of a new one 0 says what absent says.
+    _set_staleness(request, max_staleness or None, stale_action)
     response = connection.call(stub.CreateEnvironment, request)
     show(response, output, lambda: click.echo(f"environment {name} created"))
 
@@ -48,22 +75,38 @@ def list_environments(server: str | None, output: str) -> None:
     """
     connection, stub = _open(server)
     response = connection.every(stub.ListEnvironments, pb.ListEnvironmentsRequest(), "environments")
-    rows = [(one.environment, when(one.create_time), one.created_by, short(one.description)) for one in response.environments]
-    show(response, output, lambda: table(("ENVIRONMENT", "CREATED (UTC)", "BY", "DESCRIPTION"), rows, "There is no environment."))
+    rows = [
+        (one.environment, when(one.create_time), one.created_by, _staleness(one), short(one.description)) for one in response.environments
+    ]
+    headings = ("ENVIRONMENT", "CREATED (UTC)", "BY", "WHEN STALE", "DESCRIPTION")
+    show(response, output, lambda: table(headings, rows, "There is no environment."))
+
+
+def _staleness(one: pb.Environment) -> str:
+    if not one.HasField("max_staleness"):
+        return "-"
+    action = pb.Environment.StaleAction.Name(one.stale_action).lower()
+    return f"{action} after {one.max_staleness.ToTimedelta().total_seconds():g} s"
 
 
 @command.command()
 @click.argument("name")
-@click.option("--description", required=True, help="The new one.")
+@click.option("--description", help="The new one.")
+@_staleness_options
 @server_options(app=False)
 @output_option
-def update(name: str, description: str, server: str | None, output: str) -> None:
-    """Change an environment's description.
+def update(
+    name: str, description: str | None, max_staleness: float | None, stale_action: str | None, server: str | None, output: str
+) -> None:
+    """Change an environment's description, or how its gateways treat staleness.
 
-    Example: pointsman environment update canary --description "Five percent of the traffic"
+    Example: pointsman environment update production --max-staleness 30s --stale-action flag
     """
+    if (description, max_staleness, stale_action) == (None, None, None):
+        raise click.UsageError("Nothing to change: give --description, --max-staleness or --stale-action.")
     connection, stub = _open(server)
     request = pb.UpdateEnvironmentRequest(environment=name, description=description, request_id=new_request_id())
+    _set_staleness(request, max_staleness, stale_action)
     response = connection.call(stub.UpdateEnvironment, request)
     show(response, output, lambda: click.echo(f"environment {name} changed"))
 

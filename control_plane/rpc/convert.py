@@ -18,6 +18,7 @@ from pointsman.v1.apps_pb2 import App
 from pointsman.v1.config_pb2 import AppConfig
 from pointsman.v1.deployments_pb2 import Binding, Deployment, Rollout
 from pointsman.v1.environments_pb2 import Environment
+from pointsman.v1.environments_pb2 import StalenessPolicy as StalenessPolicyMessage
 from pointsman.v1.gateways_pb2 import Gateway
 from pointsman.v1.releases_pb2 import Release
 
@@ -84,7 +85,22 @@ def environment(found: model.Environment) -> Environment:
         description=found.description,
         create_time=timestamp(found.create_time),
         created_by=found.created_by,
+        max_staleness=_limit(found.max_staleness),
+        stale_action=Environment.StaleAction.Value(found.stale_action.value),
     )
+
+
+def staleness_policy(found: model.StalenessPolicy) -> StalenessPolicyMessage:
+    """A policy as a message; without a limit where there is none, or none any more."""
+    return StalenessPolicyMessage(
+        environment=found.environment,
+        max_staleness=_limit(found.max_staleness),
+        stale_action=Environment.StaleAction.Value(found.stale_action.value),
+    )
+
+
+def _limit(found: timedelta | None) -> Duration | None:
+    return None if found is None else duration(found.total_seconds())
 
 
 def release(info: ReleaseInfo) -> Release:

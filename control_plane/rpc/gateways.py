@@ -23,6 +23,8 @@ CHUNK_BYTES = 256 * 1024
 HEARTBEAT_INTERVAL_SECONDS = 5.0
 # A peer that says nothing for so long is gone, whatever TCP believes: a half-open connection is noticed within 20 s.
 SILENCE_SECONDS = 3 * HEARTBEAT_INTERVAL_SECONDS
+# So often at least does a gateway hear of us within the shortest max_staleness: one late word makes nobody stale.
+WORDS_WITHIN_STALENESS = 3
 MOVE_WITHIN_SECONDS = 2.0
 
 log = structlog.get_logger()
@@ -76,6 +78,7 @@ class GatewayServicer(gateways_pb2_grpc.GatewayServiceServicer):
                 revision = self._hub.revision
                 yield self._updates.since(told, session.identity, synced=not synced)
                 told, synced = revision, True
+                session.watcher.beat_every(min(HEARTBEAT_INTERVAL_SECONDS, self._hub.shortest_staleness_seconds / WORDS_WITHIN_STALENESS))
             elif not await session.watcher.wait():
                 yield self._updates.since(told, session.identity, synced=False)
         if reader.done() and not reader.cancelled():
@@ -194,10 +197,13 @@ class _Updates:
         found = self._serialised.get(key)
         if found is None:
             bindings = self._hub.newer_than(told, apps=identity.apps, environments=identity.environments)
+            # A gateway may know bindings from before there were policies: it is told all of them first.
+            policies = self._hub.policies_newer_than(0 if synced else told, environments=identity.environments)
             update = pb.SyncResponse.Update(
                 revision=self._revision,
                 bindings=[convert.binding(b) for b in bindings if told or b.deployment is not None],
                 synced=synced,
+                staleness_policies=map(convert.staleness_policy, policies),
             )
             found = self._serialised[key] = pb.SyncResponse(update=update).SerializeToString()
         return found

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Protocol, TypeVar
 
-from control_plane.model import App, Binding, Deployment, Draft, Environment, Release, RememberedRequest
+from control_plane.model import App, Binding, Deployment, Draft, Environment, Release, RememberedRequest, StalenessPolicy
 
 T = TypeVar("T")
 
@@ -49,6 +49,9 @@ class ReadTransaction(Protocol):
 
     async def environment_ids(self) -> list[str]:
         """At most 1,000 ids, oldest first."""
+
+    async def staleness_policies_since(self, revision: int) -> list[StalenessPolicy]:
+        """Every policy with a greater revision, those of deleted environments included, oldest revision first, then by environment."""
 
     async def release(self, app: str, tag: str) -> Release | None:
         """One release."""
@@ -115,13 +118,16 @@ class Transaction(ReadTransaction, Protocol):
         """The app must exist; its draft_version and draft_update_time change with it."""
 
     async def insert_environment(self, environment: Environment) -> None:
-        """The id must be free."""
+        """The id must be free. How it treats staleness is not written here."""
 
     async def update_environment(self, environment: Environment) -> None:
-        """Must exist; id, create_time and created_by never change."""
+        """Must exist; only its description changes here."""
 
     async def delete_environment(self, environment: str) -> None:
-        """Must exist. Bindings and history are left alone."""
+        """Must exist. Bindings, history and staleness policy are left alone."""
+
+    async def set_staleness_policy(self, policy: StalenessPolicy) -> None:
+        """How the environment treats staleness from now on, as environment() then tells."""
 
     async def insert_snapshot(self, digest: str, data: bytes) -> None:
         """Does nothing when the digest is there already."""

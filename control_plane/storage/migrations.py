@@ -35,6 +35,19 @@ def first_light(db: Database) -> None:
         )
 
 
+@steps()
+def staleness(db: Database) -> None:
+    """How long gateways may go without word of the control plane, by environment; absent: for ever."""
+    db.execute(
+        """CREATE TABLE staleness_policies (
+            environment TEXT PRIMARY KEY,
+            revision INTEGER NOT NULL,
+            max_staleness INTEGER,
+            stale_action TEXT NOT NULL
+        ) STRICT, WITHOUT ROWID"""
+    )
+
+
 ENVIRONMENTS = (
     ("development", "Where changes are tried first."),
     ("staging", "Where a release is verified before it is promoted."),

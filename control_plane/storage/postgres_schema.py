@@ -121,7 +121,16 @@ _REPLICAS: Statements = (
     )""",
 )
 
-STEPS: tuple[tuple[str, Statements], ...] = (("first_light", _FIRST_LIGHT), ("replicas", _REPLICAS))
+_STALENESS: Statements = (
+    """CREATE TABLE staleness_policies (
+        environment TEXT COLLATE "C" PRIMARY KEY,
+        revision BIGINT NOT NULL,
+        max_staleness BIGINT,
+        stale_action TEXT NOT NULL
+    )""",
+)
+
+STEPS: tuple[tuple[str, Statements], ...] = (("first_light", _FIRST_LIGHT), ("replicas", _REPLICAS), ("staleness", _STALENESS))
 
 
 def bring_up_to_date(connection: Any, location: str) -> None:

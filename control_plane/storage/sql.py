@@ -9,13 +9,28 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from control_plane.model import Action, App, Binding, Deployment, Draft, Environment, Release, RememberedRequest
+from control_plane.model import (
+    Action,
+    App,
+    Binding,
+    Deployment,
+    Draft,
+    Environment,
+    Release,
+    RememberedRequest,
+    StaleAction,
+    StalenessPolicy,
+)
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NEAR_IDS = 1000
 
 _APP = "app, description, create_time, created_by, draft_version, draft_update_time"
 _ENVIRONMENT = "environment, description, create_time, created_by"
+_ENVIRONMENTS = (
+    "SELECT e.environment, description, create_time, created_by, max_staleness, stale_action "
+    "FROM environments e LEFT JOIN staleness_policies p ON p.environment = e.environment"
+)
 _RELEASE = "app, tag, description, digest, size_bytes, create_time, created_by"
 _DEPLOYMENT_COLUMNS = (
     "deployment_id",
@@ -85,21 +100,24 @@ class SqlTransaction:
         return Draft(config=bytes(row[0]), version=row[1], update_time=None if row[2] is None else from_micros(row[2]))
 
     async def environment(self, environment: str) -> Environment | None:
-        row = await self._row(f"SELECT {_ENVIRONMENT} FROM environments WHERE environment = ?", environment)
+        row = await self._row(f"{_ENVIRONMENTS} WHERE e.environment = ?", environment)
         return _environment(row) if row else None
 
     async def environments(self, *, after: str, limit: int) -> list[Environment]:
         before = "(SELECT position FROM environments WHERE environment = ?)"
-        rows = await self._rows(
-            f"SELECT {_ENVIRONMENT} FROM environments WHERE ? = '' OR position < {before} ORDER BY position DESC LIMIT ?",
-            after,
-            after,
-            limit,
-        )
+        rows = await self._rows(f"{_ENVIRONMENTS} WHERE ? = '' OR position < {before} ORDER BY position DESC LIMIT ?", after, after, limit)
         return [_environment(row) for row in rows]
 
     async def environment_ids(self) -> list[str]:
         return [row[0] for row in await self._rows("SELECT environment FROM environments ORDER BY position LIMIT ?", NEAR_IDS)]
+
+    async def staleness_policies_since(self, revision: int) -> list[StalenessPolicy]:
+        rows = await self._rows(
+            "SELECT environment, revision, max_staleness, stale_action FROM staleness_policies WHERE revision > ? "
+            "ORDER BY revision, environment",
+            revision,
+        )
+        return [StalenessPolicy(environment=row[0], revision=row[1], **_staleness(row[2], row[3])) for row in rows]
 
     async def release(self, app: str, tag: str) -> Release | None:
         row = await self._row(f"SELECT {_RELEASE} FROM releases WHERE app = ? AND tag = ?", app, tag)
@@ -231,6 +249,17 @@ class SqlTransaction:
     async def delete_environment(self, environment: str) -> None:
         await self._rows("DELETE FROM environments WHERE environment = ?", environment)
 
+    async def set_staleness_policy(self, policy: StalenessPolicy) -> None:
+        await self._rows(
+            "INSERT INTO staleness_policies (environment, revision, max_staleness, stale_action) VALUES (?, ?, ?, ?) "
+            "ON CONFLICT (environment) DO UPDATE SET revision = excluded.revision, max_staleness = excluded.max_staleness, "
+            "stale_action = excluded.stale_action",
+            policy.environment,
+            policy.revision,
+            None if policy.max_staleness is None else policy.max_staleness // timedelta(microseconds=1),
+            policy.stale_action.value,
+        )
+
     async def insert_snapshot(self, digest: str, data: bytes) -> None:
         await self._rows("INSERT INTO snapshots (digest, data) VALUES (?, ?) ON CONFLICT (digest) DO NOTHING", digest, data)
 
@@ -294,7 +323,12 @@ def _app(row: Sequence[Any]) -> App:
 
 
 def _environment(row: Sequence[Any]) -> Environment:
-    return Environment(environment=row[0], description=row[1], create_time=from_micros(row[2]), created_by=row[3])
+    staleness = {} if row[5] is None else _staleness(row[4], row[5])
+    return Environment(environment=row[0], description=row[1], create_time=from_micros(row[2]), created_by=row[3], **staleness)
+
+
+def _staleness(micros: int | None, action: str) -> dict[str, Any]:
+    return {"max_staleness": None if micros is None else timedelta(microseconds=micros), "stale_action": StaleAction(action)}
 
 
 def _release(row: Sequence[Any]) -> Release:
