@@ -57,7 +57,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         # Before anyone can call: from the first deploy on, each asks the gateways of all.
         peers.address = f"{socket.gethostname()} {settings.listen}"
         closing.push_async_callback(peers.close)
-        await peers.start(gateways.answer)
+        await peers.start(gateways.answer, gateways.arrived_elsewhere)
         deployments = Deployments(store, gateways, utc_now)
         releases = Releases(store, deployments, utc_now)
 

@@ -23,6 +23,7 @@ from control_plane.peers import (
     A,
     Alone,
     Answer,
+    Arrival,
     KnownAnswer,
     KnownRequest,
     Peers,
@@ -174,6 +175,7 @@ class Gateways:
         session = Session(identity=identity, connect_time=now, last_heard_time=now, watcher=watcher, revision=revision, held=set(held))
         self._remember(session)
         self._connected.add(session)
+        self._peers.tell(Arrival(identity.gateway_id, identity.instance_id, now))
         log.info("gateway connected", gateway_id=identity.gateway_id, peer=identity.peer, revision=revision)
         try:
             yield session
@@ -308,20 +310,32 @@ class Gateways:
         later = (session.info() for session in known if session.identity.key > request.after)
         return KnownAnswer(list(itertools.islice(later, request.limit)))
 
+    def arrived_elsewhere(self, arrival: Arrival) -> None:
+        """A gateway has connected to another replica. A newer stream of the same process stays: it has come back meanwhile."""
+        if arrival.gateway_id in self._known:
+            self._known[arrival.gateway_id] = self._others_of(arrival.gateway_id, arrival.instance_id, arrival.connect_time)
+            if not self._known[arrival.gateway_id]:
+                del self._known[arrival.gateway_id]
+
     def _remember(self, session: Session) -> None:
         """A new stream replaces what its process, or a process before it, left behind; other live processes may share the id."""
-        kept = []
-        for known in self._known.get(session.identity.gateway_id, ()):
-            if known.identity.instance_id == session.identity.instance_id:
-                known.superseded = True
-                known.watcher.wake()
-            elif known.connected:
-                kept.append(known)
-        self._known[session.identity.gateway_id] = [*kept, session]
+        known = session.identity
+        self._known[known.gateway_id] = [*self._others_of(known.gateway_id, known.instance_id), session]
         if len(self._known) > MAX_REMEMBERED_GATEWAYS:
             gone = (key for key, sessions in self._known.items() if not any(s.connected for s in sessions))
             for key in list(itertools.islice(gone, 1)):
                 del self._known[key]
+
+    def _others_of(self, gateway_id: str, instance_id: str, until: datetime | None = None) -> list[Session]:
+        """The live sessions under this id; those of this process, if opened until then, shall end and are none of them."""
+        kept = []
+        for known in self._known.get(gateway_id, ()):
+            if known.identity.instance_id == instance_id and (until is None or known.connect_time <= until):
+                known.superseded = True
+                known.watcher.wake()
+            elif known.connected:
+                kept.append(known)
+        return kept
 
 
 def _rejected(targets: Sequence[Target], rejections: dict[str, list[Rejection]]) -> ReleaseRejected:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Generic, Protocol, TypeVar
 
 import msgspec
@@ -53,6 +54,14 @@ class KnownAnswer(msgspec.Struct, frozen=True):
     gateways: list[GatewayInfo]
 
 
+class Arrival(msgspec.Struct, frozen=True):
+    """A gateway process has opened a stream here; what it, or a process before it, left behind elsewhere is of the past."""
+
+    gateway_id: str
+    instance_id: str
+    connect_time: datetime
+
+
 Request = PrepareRequest | RolloutRequest | KnownRequest
 Answer = PrepareAnswer | RolloutAnswer | KnownAnswer
 A = TypeVar("A", PrepareAnswer, RolloutAnswer, KnownAnswer)
@@ -78,8 +87,11 @@ class Peers(Protocol):
     def others(self) -> Collection[str]:
         """Addresses of those that live, as far as is known now. Costs nothing."""
 
-    async def start(self, answering: Answering) -> None:
-        """Joins them. What they ask is answered by `answering`, which may take as long as it was granted."""
+    async def start(self, answering: Answering, arrived: Callable[[Arrival], None]) -> None:
+        """Joins them. What they ask is answered by `answering`, which may take as long as it was granted; their arrivals are told."""
+
+    def tell(self, arrival: Arrival) -> None:
+        """Soon told to the others, many together where many come together; lost when they cannot be reached. Costs nothing when alone."""
 
     async def ask(self, request: Request, answer_type: type[A], seconds: float) -> Replies[A]:
         """Asks the others that live now, and waits for them so long, and a little longer since answers travel. Costs nothing when alone.
@@ -97,8 +109,11 @@ class Alone:
     address = ""
     others = ()
 
-    async def start(self, _answering: Answering) -> None:
+    async def start(self, _answering: Answering, _arrived: Callable[[Arrival], None]) -> None:
         """Nobody asks."""
+
+    def tell(self, _arrival: Arrival) -> None:
+        """Nobody listens."""
 
     async def ask(self, _request: Request, _answer_type: type[A], _seconds: float) -> Replies[A]:
         """Nobody answers."""

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 
+import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
@@ -12,6 +13,7 @@ from tests.clients import control_plane_client, gateway_client, refused
 from tests.eventually import eventually
 from tests.postgres_server import MISSING, available, running_postgres
 from tests.processes import start_control_plane, start_gateway
+from tests.proxy import Proxy
 from tests.sample_apps import marked
 from tests.simulated_gateway import SimulatedGateway
 from tests.test_promise_10_never_start_over import next_binding, until_synced, watching
@@ -42,7 +44,6 @@ class Replica:
             found += page.gateways
             token = page.next_page_token
             if not token:
-                assert [g.gateway_id for g in found] == sorted({g.gateway_id for g in found})
                 return {gateway.gateway_id: gateway for gateway in found}
 
     async def sees(self, *gateway_ids):
@@ -150,11 +151,45 @@ async def test_a_gateway_that_went_is_listed_as_such_by_every_replica_and_one_th
             assert set(await replica.listed()) == {"leaving", "moving"}
 
 
+async def test_a_stream_that_its_gateway_has_left_without_a_word_ends_when_it_comes_to_another_replica(replicas):
+    a, b = replicas
+    before, after = SimulatedGateway("moving"), SimulatedGateway("moving")
+    after.instance_id = before.instance_id
+    async with Proxy(a.server.grpc) as proxy, connected(a, "at-a"), connected(b, "at-b"):
+        await a.sees("at-a", "at-b")
+        app = await a.plane.create_app(v1=marked("v1"))
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            async with before.connected(proxy.address):
+                await b.sees("at-a", "at-b", "moving")
+                proxy.deaf = True
+                async with after.connected(b.server.grpc):
+                    started = time.monotonic()
+                    rollout = (await a.plane.deploy(app, "v1")).rollout
+                    assert (rollout.gateways_total, rollout.gateways_applied) == (3, 3)
+                    assert time.monotonic() - started < 2
+
+
+async def test_a_gateway_that_was_started_anew_at_another_replica_is_listed_once(replicas):
+    a, b = replicas
+    async with connected(a, "at-a"), connected(b, "restarted"):
+        await a.sees("at-a", "restarted")
+        old = (await a.listed())["restarted"].instance_id
+    async with connected(a, "restarted"):
+        for replica in replicas:
+            await replica.sees("restarted")
+
+            async def forgotten(replica=replica):
+                found = (await replica.plane.gateways.ListGateways(gateways_pb2.ListGatewaysRequest())).gateways
+                return [gateway.gateway_id for gateway in found] == ["at-a", "restarted"] and found[1].instance_id != old
+
+            await eventually(forgotten)
+
+
 async def test_a_replica_killed_while_it_prepares_is_soon_not_waited_for(replicas):
     a, b = replicas
     async with connected(a, "at-a"):
         silent = SilentGateway("silent")
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(grpc.aio.AioRpcError):
             async with silent.connected(b.server.grpc):
                 await a.sees("at-a", "silent")
                 app = await a.plane.create_app(v1=marked("v1"))

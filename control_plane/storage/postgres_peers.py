@@ -12,14 +12,14 @@ import binascii
 import contextlib
 import time
 import uuid
-from collections.abc import Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from typing import Any, LiteralString
 
 import msgspec
 import psycopg
 import structlog
 
-from control_plane.peers import A, Answering, Replies, Request
+from control_plane.peers import A, Answering, Arrival, Replies, Request
 from control_plane.storage.postgres_connection import delays, location_of, one_line, parse
 from control_plane.storage.postgres_following import ask, connected
 from pointsman.errors import StoreUnavailable
@@ -54,6 +54,13 @@ class _Changed(msgspec.Struct, tag="changed", frozen=True):
     sender: str
 
 
+class _Arrivals(msgspec.Struct, tag="arrivals", frozen=True):
+    """To all."""
+
+    sender: str
+    arrivals: list[Arrival]
+
+
 class _Question(msgspec.Struct, tag="question", frozen=True):
     """To all. The request is encoded by itself: one that a replica of another version does not know can still be refused."""
 
@@ -70,7 +77,8 @@ class _Reply(msgspec.Struct, tag="reply", frozen=True):
     answer: bytes | None
 
 
-_decoder = msgspec.msgpack.Decoder(_Changed | _Question | _Reply)
+_Message = _Changed | _Arrivals | _Question | _Reply
+_decoder = msgspec.msgpack.Decoder(_Message)
 
 
 class _Inquiry:
@@ -121,6 +129,8 @@ class PostgresPeers:
         self._members: dict[str, str] = {}
         self._inquiries: dict[str, _Inquiry] = {}
         self._answering: Answering | None = None
+        self._arrived: Callable[[Arrival], None] | None = None
+        self._arrivals: list[Arrival] = []
         self._joined = asyncio.Event()
         self._swept_at = time.monotonic()
         self._speaker: psycopg.AsyncConnection[Any] | None = None
@@ -132,9 +142,9 @@ class PostgresPeers:
         """See peers.Peers."""
         return self._members.values()
 
-    async def start(self, answering: Answering) -> None:
+    async def start(self, answering: Answering, arrived: Callable[[Arrival], None]) -> None:
         """See peers.Peers. When they cannot be joined now, they are as soon as they can."""
-        self._answering = answering
+        self._answering, self._arrived = answering, arrived
         self._spawn(self._listen())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(JOIN_SECONDS):
@@ -174,6 +184,23 @@ class PostgresPeers:
         finally:
             del self._inquiries[inquiry_id]
         return inquiry.replies(answer_type)
+
+    def tell(self, arrival: Arrival) -> None:
+        """See peers.Peers."""
+        if not self._members:
+            return
+        self._arrivals.append(arrival)
+        if len(self._arrivals) == 1:
+            self._spawn(self._announce())
+
+    async def _announce(self) -> None:
+        """Those that come while this waits for its turn to speak go with it."""
+        async with self._speaking:
+            arrivals, self._arrivals = self._arrivals, []
+        try:
+            await self._say(self._channel, _Arrivals(self._replica_id, arrivals))
+        except StoreUnavailable as error:
+            log.info("other replicas do not hear which gateways came", error=error.message)
 
     def _unasked(self, inquiry: _Inquiry, failure: StoreUnavailable) -> Replies[Any]:
         return Replies(answers=[], silent=list(inquiry.members.values()), failure=failure)
@@ -246,10 +273,14 @@ class PostgresPeers:
             return False
         if message.sender == self._replica_id:
             return False
-        if isinstance(message, _Question):
-            self._spawn(self._respond(message))
-        elif isinstance(message, _Reply) and (inquiry := self._inquiries.get(message.inquiry_id)) is not None:
-            inquiry.answered(message.sender, message.answer)
+        match message:
+            case _Question():
+                self._spawn(self._respond(message))
+            case _Reply() if (inquiry := self._inquiries.get(message.inquiry_id)) is not None:
+                inquiry.answered(message.sender, message.answer)
+            case _Arrivals() if self._arrived is not None:
+                for arrival in message.arrivals:
+                    self._arrived(arrival)
         return isinstance(message, _Changed)
 
     async def _respond(self, question: _Question) -> None:
@@ -272,7 +303,7 @@ class PostgresPeers:
         await ask(connection, "SET synchronous_commit = off")
         return connection
 
-    async def _say(self, channel: str, message: _Changed | _Question | _Reply) -> None:
+    async def _say(self, channel: str, message: _Message) -> None:
         """Raises StoreUnavailable when it could not be said."""
         packed = _packed(message)
         if len(packed) <= MAX_PAYLOAD_BYTES:
@@ -309,6 +340,6 @@ def _channel_of(replica_id: str) -> str:
     return f"pointsman_{replica_id}"
 
 
-def _packed(message: _Changed | _Question | _Reply) -> str:
+def _packed(message: _Message) -> str:
     """As text that any encoding of a database can take."""
     return base64.b64encode(msgspec.msgpack.encode(message)).decode()
