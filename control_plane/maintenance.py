@@ -1,7 +1,8 @@
-"""Starts what is done to stores themselves: `pointsman backup` runs this."""
+"""Starts what is done to stores themselves: `pointsman backup` and `pointsman copy-store` run this."""
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import sys
@@ -12,6 +13,8 @@ import click
 
 from control_plane.config import Settings
 from control_plane.storage import POSTGRES_PREFIXES, CannotCopyStore, CannotOpenStore, sqlite_path
+from control_plane.storage.copying import copy_store
+from pointsman.errors import StoreUnavailable
 from pointsman.settings import describe
 
 REFUSED = 1
@@ -48,6 +51,26 @@ def backup(path: Path, store: str, output: str) -> None:
         {"path": str(path), **dataclasses.asdict(made)},
         f"{path}: revision {made.revision}, {made.releases} releases, {made.size_bytes / MIB:.1f} MiB; whole and checked",
     )
+
+
+@main.command("copy-store")
+@click.option("--from", "source", required=True, metavar="URL", help="The store to copy; stop its control planes first.")
+@click.option("--to", "target", required=True, metavar="URL", help="A new store, or one that an earlier call began to fill.")
+@output_option
+def copy(source: str, target: str, output: str) -> None:
+    """Move an installation to another store: all of it, under the same identity and revision, so that gateways go on.
+
+    Example: pointsman copy-store --from sqlite:///pointsman.db --to postgresql://pointsman@db/pointsman
+    """
+    try:
+        made = asyncio.run(copy_store(source, target))
+    except (CannotOpenStore, CannotCopyStore) as error:
+        refuse(str(error))
+    except StoreUnavailable as error:
+        refuse(f"{error.message} Call copy-store again: it goes on from there.")
+    rows = "\n".join(f"{table}: {count.rows} ({count.copied} copied now)" for table, count in made.tables.items())
+    text = f"{rows}\nstore {made.store_id}, revision {made.revision}: everything is there, every digest is right"
+    tell(output, dataclasses.asdict(made), text)
 
 
 def tell(output: str, found: dict[str, Any], text: str) -> None:

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import enum
+import hashlib
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+
+
+def digest_of(snapshot: bytes) -> str:
+    """`sha256:` and 64 hex digits: the identity of a snapshot everywhere."""
+    return "sha256:" + hashlib.sha256(snapshot).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,6 +66,7 @@ COMMANDS = {
     "trigger": ("control_plane.cli.triggers:trigger", "Run an endpoint."),
     "environment": ("control_plane.cli.environments:command", "Environments: create, list, update, delete."),
     "backup": ("control_plane.cli:backup", "Copy a SQLite store while it is used."),
+    "copy-store": ("control_plane.cli:copy_store", "Move an installation to another store."),
     "control-plane": ("control_plane.cli:control_plane", "Serve the control plane."),
     "gateway": ("control_plane.cli:gateway", "Serve triggers."),
 }
@@ -115,6 +116,14 @@ def gateway(arguments: tuple[str, ...]) -> None:
 def backup(ctx: click.Context, arguments: tuple[str, ...]) -> None:
     """Becomes the process that copies the store."""
     _maintain(ctx, "backup", arguments)
+
+
+@click.command("copy-store", context_settings=_PASS_ALL)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def copy_store(ctx: click.Context, arguments: tuple[str, ...]) -> None:
+    """Becomes the process that copies one store to another."""
+    _maintain(ctx, "copy-store", arguments)
 
 
 def _maintain(ctx: click.Context, what: str, arguments: tuple[str, ...]) -> NoReturn:

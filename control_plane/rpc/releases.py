@@ -7,8 +7,8 @@ from typing import Any
 
 from google.protobuf import json_format
 
+from control_plane.model import digest_of
 from control_plane.rpc import convert
-from control_plane.service.apps import digest_of
 from control_plane.service.diff import Change, diff
 from control_plane.service.releases import Releases
 from control_plane.service.snapshots import plain_of, snapshot_of

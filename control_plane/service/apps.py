@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from control_plane.model import App, Draft
+from control_plane.model import App, Draft, digest_of
 from control_plane.service.calls import Call, Clock, once
 from control_plane.service.paging import Page, PageRequest
 from control_plane.storage.base import ReadTransaction, Store, Transaction
@@ -23,11 +22,6 @@ class DraftInfo:
     update_time: datetime | None
     digest: str
     has_changes: bool
-
-
-def digest_of(snapshot: bytes) -> str:
-    """`sha256:` and 64 hex digits: the identity of a snapshot everywhere."""
-    return "sha256:" + hashlib.sha256(snapshot).hexdigest()
 
 
 def check_size(config: bytes) -> None:

@@ -8,8 +8,8 @@ from datetime import datetime
 
 import structlog
 
-from control_plane.model import Release, ReleaseState
-from control_plane.service.apps import check_size, digest_of, find_app
+from control_plane.model import Release, ReleaseState, digest_of
+from control_plane.service.apps import check_size, find_app
 from control_plane.service.calls import Call, Clock, once, recall
 from control_plane.service.deployments import Deployed, Deployments, Options, find_release
 from control_plane.service.environments import find_environment

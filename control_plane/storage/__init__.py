@@ -11,7 +11,24 @@ SQLITE_PREFIX = "sqlite:///"
 POSTGRES_PREFIXES = ("postgresql://", "postgres://")
 
 
+# What a store is called while a copy is being made in it.
+UNFINISHED_COPY = "unfinished copy of "
+
+
 async def open_store(url: str) -> Store:
+    """Opens the store that a URL names, as open_any_store; but not the unfinished copy of another.
+
+    Raises:
+        CannotOpenStore: with one line for a person.
+    """
+    store = await open_any_store(url)
+    if store.store_id.startswith(UNFINISHED_COPY):
+        await store.close()
+        raise CannotOpenStore(f"the store {store.location} is an {store.store_id}: finish it with `pointsman copy-store`")
+    return store
+
+
+async def open_any_store(url: str) -> Store:
     """Opens the store that a URL names.
 
     sqlite:///PATH, with an absolute PATH too (sqlite:////var/lib/...), or postgresql://USER@HOST/DATABASE as libpq knows it.
@@ -51,4 +68,4 @@ def open_peers(url: str, store_id: str) -> Peers:
     return PostgresPeers(url, store_id)
 
 
-__all__ = ["CannotCopyStore", "CannotOpenStore", "Store", "open_peers", "open_store", "sqlite_path"]
+__all__ = ["CannotCopyStore", "CannotOpenStore", "Store", "open_any_store", "open_peers", "open_store", "sqlite_path"]

@@ -70,6 +70,10 @@ class SqlTransaction:
         """Runs one statement and returns its rows, none for a statement that gives none."""
         raise NotImplementedError
 
+    async def rows(self, sql: str, *parameters: Any) -> list[Sequence[Any]]:
+        """The same for those who know tables, and not what they are about."""
+        return await self._rows(sql, *parameters)
+
     async def _row(self, sql: str, *parameters: Any) -> Sequence[Any] | None:
         rows = await self._rows(sql, *parameters)
         return rows[0] if rows else None
