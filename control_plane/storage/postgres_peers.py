@@ -1,19 +1,16 @@
 """Control planes on one database: who of them lives, and how they ask each other, by NOTIFY.
 
-The connection that listens also beats, so a replica whose row in `replicas` is fresh is one that hears. What is said fits into a NOTIFY, or
-lies in `replica_messages` while the NOTIFY carries its number. None of it needs to be durable: no commit waits for a disk or a standby.
+The connection that listens also beats, so a replica whose row in `replicas` is fresh is one that hears.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import contextlib
 import time
 import uuid
 from collections.abc import Callable, Collection, Coroutine, Mapping
-from typing import Any, LiteralString
+from typing import Any
 
 import msgspec
 import psycopg
@@ -21,7 +18,20 @@ import structlog
 
 from control_plane.peers import A, Answering, Arrival, Replies, Request
 from control_plane.storage.postgres_connection import delays, location_of, one_line, parse
-from control_plane.storage.postgres_following import ask, connected
+from control_plane.storage.postgres_following import ask
+from control_plane.storage.postgres_letters import (
+    NOTIFY,
+    Arrivals,
+    Changed,
+    Question,
+    Reply,
+    Speaker,
+    connect,
+    is_in_a_row,
+    packed,
+    unavailable,
+    unpacked,
+)
 from pointsman.errors import StoreUnavailable
 
 BEAT_SECONDS = 1.0
@@ -29,9 +39,6 @@ BEAT_SECONDS = 1.0
 LATE_SECONDS = 1.0
 JOIN_SECONDS = 10.0
 SWEEP_SECONDS = 20.0
-# Of a NOTIFY: less than 8,000, the server's limit.
-MAX_PAYLOAD_BYTES = 7_999
-IN_A_ROW = "row "
 
 _BEAT = """WITH beat AS (
     INSERT INTO replicas (replica_id, address) VALUES (%s, %s)
@@ -40,45 +47,8 @@ _BEAT = """WITH beat AS (
 SELECT replica_id, address FROM replicas WHERE replica_id <> %s AND beat_time > now() - interval '3 seconds' ORDER BY address"""
 _SWEEP = """WITH gone AS (DELETE FROM replicas WHERE beat_time < now() - interval '1 minute')
 DELETE FROM replica_messages WHERE create_time < now() - interval '1 minute'"""
-_NOTIFY = "SELECT pg_notify(%s, %s)"
-_LAY_DOWN = """WITH kept AS (INSERT INTO replica_messages (message) VALUES (%s) RETURNING message_id)
-SELECT pg_notify(%s, %s::text || message_id) FROM kept"""
-_PICK_UP = "SELECT message FROM replica_messages WHERE message_id = %s"
 
 log = structlog.get_logger()
-
-
-class _Changed(msgspec.Struct, tag="changed", frozen=True):
-    """The sender came or left."""
-
-    sender: str
-
-
-class _Arrivals(msgspec.Struct, tag="arrivals", frozen=True):
-    """To all."""
-
-    sender: str
-    arrivals: list[Arrival]
-
-
-class _Question(msgspec.Struct, tag="question", frozen=True):
-    """To all. The request is encoded by itself: one that a replica of another version does not know can still be refused."""
-
-    sender: str
-    inquiry_id: str
-    request: bytes
-
-
-class _Reply(msgspec.Struct, tag="reply", frozen=True):
-    """To the asker alone; without an answer when none could be given."""
-
-    sender: str
-    inquiry_id: str
-    answer: bytes | None
-
-
-_Message = _Changed | _Arrivals | _Question | _Reply
-_decoder = msgspec.msgpack.Decoder(_Message)
 
 
 class _Inquiry:
@@ -133,8 +103,7 @@ class PostgresPeers:
         self._arrivals: list[Arrival] = []
         self._joined = asyncio.Event()
         self._swept_at = time.monotonic()
-        self._speaker: psycopg.AsyncConnection[Any] | None = None
-        self._speaking = asyncio.Lock()
+        self._speaker = Speaker(self._parameters)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
@@ -156,12 +125,11 @@ class PostgresPeers:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         try:
-            await self._execute("DELETE FROM replicas WHERE replica_id = %s", self._replica_id)
-            await self._say(self._channel, _Changed(self._replica_id))
+            await self._speaker.execute("DELETE FROM replicas WHERE replica_id = %s", self._replica_id)
+            await self._speaker.say(self._channel, Changed(self._replica_id))
         except StoreUnavailable as error:
             log.info("left without a word to the other replicas", error=error.message)
-        if self._speaker is not None:
-            await self._speaker.close()
+        await self._speaker.close()
 
     async def ask(self, request: Request, answer_type: type[A], seconds: float) -> Replies[A]:
         """See peers.Peers."""
@@ -169,16 +137,16 @@ class PostgresPeers:
             return Replies(answers=[])
         inquiry_id = str(uuid.uuid4())
         inquiry = self._inquiries[inquiry_id] = _Inquiry(self._members)
-        question = _Question(self._replica_id, inquiry_id, msgspec.msgpack.encode(request))
+        question = Question(self._replica_id, inquiry_id, msgspec.msgpack.encode(request))
         asked = False
         try:
             async with asyncio.timeout(seconds + LATE_SECONDS):
-                await asyncio.shield(self._spawn(self._say(self._channel, question)))
+                await asyncio.shield(self._spawn(self._speaker.say(self._channel, question)))
                 asked = True
                 await inquiry.done.wait()
         except TimeoutError:
             if not asked:
-                return self._unasked(inquiry, self._unavailable("it does not answer"))
+                return self._unasked(inquiry, unavailable(self._parameters, "it does not answer"))
         except StoreUnavailable as error:
             return self._unasked(inquiry, error)
         finally:
@@ -195,10 +163,10 @@ class PostgresPeers:
 
     async def _announce(self) -> None:
         """Those that come while this waits for its turn to speak go with it."""
-        async with self._speaking:
+        async with self._speaker.turn:
             arrivals, self._arrivals = self._arrivals, []
         try:
-            await self._say(self._channel, _Arrivals(self._replica_id, arrivals))
+            await self._speaker.say(self._channel, Arrivals(self._replica_id, arrivals))
         except StoreUnavailable as error:
             log.info("other replicas do not hear which gateways came", error=error.message)
 
@@ -217,11 +185,11 @@ class PostgresPeers:
         waits = delays()
         while True:
             try:
-                async with await self._connect() as connection:
+                async with await connect(self._parameters) as connection:
                     for channel in (self._channel, _channel_of(self._replica_id)):
                         await ask(connection, f'LISTEN "{channel}"')
                     await self._beat(connection)
-                    await ask(connection, _NOTIFY, [self._channel, _packed(_Changed(self._replica_id))])
+                    await ask(connection, NOTIFY, [[self._channel], [packed(Changed(self._replica_id))]])
                     self._joined.set()
                     waits = delays()
                     while True:
@@ -249,41 +217,36 @@ class PostgresPeers:
         deadline, changed = time.monotonic() + BEAT_SECONDS, False
         while not changed and (seconds := deadline - time.monotonic()) > 0:
             async for note in connection.notifies(timeout=seconds, stop_after=1):
-                if note.payload.startswith(IN_A_ROW):
-                    self._spawn(self._pick_up(note.payload.removeprefix(IN_A_ROW)))
+                if is_in_a_row(note.payload):
+                    self._spawn(self._pick_up(note.payload))
                 else:
                     changed |= self._take(note.payload)
 
-    async def _pick_up(self, message_id: str) -> None:
+    async def _pick_up(self, payload: str) -> None:
         try:
-            cursor = await self._execute(_PICK_UP, message_id)
-            row = await cursor.fetchone()
+            text = await self._speaker.pick_up(payload)
         except StoreUnavailable as error:
             log.warning("what another replica said cannot be read", error=error.message)
         else:
-            if row is not None:
-                self._take(row[0])
+            if text is not None:
+                self._take(text)
 
-    def _take(self, packed: str) -> bool:
+    def _take(self, text: str) -> bool:
         """Whether the members may have changed."""
-        try:
-            message = _decoder.decode(base64.b64decode(packed, validate=True))
-        except (binascii.Error, ValueError, msgspec.MsgspecError) as error:
-            log.warning("what another replica says cannot be read", error=str(error))
-            return False
-        if message.sender == self._replica_id:
+        message = unpacked(text)
+        if message is None or message.sender == self._replica_id:
             return False
         match message:
-            case _Question():
+            case Question():
                 self._spawn(self._respond(message))
-            case _Reply() if (inquiry := self._inquiries.get(message.inquiry_id)) is not None:
+            case Reply() if (inquiry := self._inquiries.get(message.inquiry_id)) is not None:
                 inquiry.answered(message.sender, message.answer)
-            case _Arrivals() if self._arrived is not None:
+            case Arrivals() if self._arrived is not None:
                 for arrival in message.arrivals:
                     self._arrived(arrival)
-        return isinstance(message, _Changed)
+        return isinstance(message, Changed)
 
-    async def _respond(self, question: _Question) -> None:
+    async def _respond(self, question: Question) -> None:
         answer = None
         try:
             assert self._answering is not None
@@ -292,54 +255,10 @@ class PostgresPeers:
         except Exception:
             log.exception("what another replica asked cannot be answered")
         try:
-            await self._say(_channel_of(question.sender), _Reply(self._replica_id, question.inquiry_id, answer))
+            await self._speaker.say(_channel_of(question.sender), Reply(self._replica_id, question.inquiry_id, answer))
         except StoreUnavailable as error:
             log.warning("another replica gets no answer", error=error.message)
-
-    # Speaking
-
-    async def _connect(self) -> psycopg.AsyncConnection[Any]:
-        connection = await connected(self._parameters)
-        await ask(connection, "SET synchronous_commit = off")
-        return connection
-
-    async def _say(self, channel: str, message: _Message) -> None:
-        """Raises StoreUnavailable when it could not be said."""
-        packed = _packed(message)
-        if len(packed) <= MAX_PAYLOAD_BYTES:
-            await self._execute(_NOTIFY, channel, packed)
-        else:
-            await self._execute(_LAY_DOWN, packed, channel, IN_A_ROW)
-
-    async def _execute(self, sql: LiteralString, *parameters: Any) -> psycopg.AsyncCursor[Any]:
-        """On the connection that speaks; one that broke while nobody used it is replaced without a word. Raises StoreUnavailable."""
-        async with self._speaking:
-            for last in (False, True):
-                try:
-                    if self._speaker is None:
-                        self._speaker = await self._connect()
-                    return await ask(self._speaker, sql, parameters)
-                except (psycopg.Error, OSError) as error:
-                    speaker, self._speaker = self._speaker, None
-                    if speaker is not None:
-                        await speaker.close()
-                    if last:
-                        raise self._unavailable(one_line(error)) from error
-        raise AssertionError("unreachable")
-
-    def _unavailable(self, why: str) -> StoreUnavailable:
-        location = location_of(self._parameters)
-        return StoreUnavailable(
-            f"The other replicas cannot be asked through {location}: {why}. Nothing was changed; ask again.",
-            store=location,
-            cause="replicas",
-        )
 
 
 def _channel_of(replica_id: str) -> str:
     return f"pointsman_{replica_id}"
-
-
-def _packed(message: _Message) -> str:
-    """As text that any encoding of a database can take."""
-    return base64.b64encode(msgspec.msgpack.encode(message)).decode()
