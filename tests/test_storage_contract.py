@@ -233,7 +233,7 @@ async def test_a_binding_that_is_gone_is_still_found_by_those_who_resume(store):
     await bind(store, "d1", "v1")
 
     async def unbind(tx: Transaction) -> None:
-        await tx.set_binding("shop", "staging", revision=await tx.next_revision(), deployment_id=None)
+        await tx.unbind("shop", "staging", revision=await tx.next_revision(), unbind_time=NOW)
 
     await store.write(unbind)
     assert [(b.revision, b.deployment) for b in await store.read(lambda tx: tx.bindings_since(1))] == [(2, None)]
@@ -241,6 +241,43 @@ async def test_a_binding_that_is_gone_is_still_found_by_those_who_resume(store):
     assert await store.read(lambda tx: tx.bindings(app="", environment="", after=None, limit=9)) == []
     assert await store.read(lambda tx: tx.bound_apps("staging")) == []
     assert await store.read(lambda tx: tx.ever_live("shop", ["v1"])) == {"v1"}
+
+
+async def test_bindings_as_of_a_moment(store):
+    """Bound at 1, 3 and 7 in staging, at 4 in production; staging unbound at 5."""
+    await filled(store)
+
+    def at(seconds: float) -> datetime:
+        return NOW + timedelta(seconds=seconds)
+
+    async def work(tx: Transaction) -> None:
+        for second, release, environment in ((1, "v1", "staging"), (3, "v2", "staging"), (4, "v1", "production")):
+            await bind_at(tx, second, release, environment)
+        await tx.unbind("shop", "staging", revision=await tx.next_revision(), unbind_time=at(5))
+        await bind_at(tx, 7, "v1", "staging")
+
+    async def bind_at(tx: Transaction, second: int, release: str, environment: str) -> None:
+        entry = a_deployment(f"d{second}", release, await tx.next_revision(), environment)
+        await tx.insert_deployment(replace(entry, create_time=at(second)))
+        await tx.set_binding("shop", environment, revision=entry.revision, deployment_id=entry.deployment_id)
+
+    await store.write(work)
+
+    async def live(seconds: float, after=None, limit: int = 9, **filters) -> list:
+        wanted = {"app": "", "environment": ""} | filters
+        found = await store.read(lambda tx: tx.bindings_as_of(at(seconds), **wanted, after=after, limit=limit))
+        return [(b.revision, b.environment, b.deployment.deployment_id) for b in found]
+
+    assert await live(0.999999) == []
+    assert await live(1) == await live(2.9) == [(1, "staging", "d1")]
+    assert await live(3) == [(2, "staging", "d3")]
+    assert await live(4.9) == [(3, "production", "d4"), (2, "staging", "d3")]
+    assert await live(5) == await live(6.9) == [(3, "production", "d4")]
+    assert await live(7) == await live(10**6) == [(5, "staging", "d7"), (3, "production", "d4")]
+    assert await live(7, limit=1) == [(5, "staging", "d7")]
+    assert await live(7, after=(5, "shop", "staging")) == [(3, "production", "d4")]
+    assert await live(7, environment="staging") == [(5, "staging", "d7")]
+    assert await live(5, environment="staging") == await live(7, app="blog") == []
 
 
 async def test_requests_are_remembered_until_they_are_forgotten(store):

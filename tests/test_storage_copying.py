@@ -50,7 +50,9 @@ async def fill(url: str, releases: int = 40) -> None:
             revision = await tx.next_revision()
             await tx.insert_deployment(replace(a_deployment(f"d{number}", f"v{number}", revision), digest=digest_of(data)))
             await tx.set_binding("shop", "staging", revision=revision, deployment_id=f"d{number}")
-        await tx.set_binding("shop", "canary", revision=await tx.next_revision(), deployment_id=None)
+        await tx.insert_deployment(replace(a_deployment("gone", "v0", await tx.next_revision(), "canary"), digest=digest_of(b"0" * 1000)))
+        await tx.set_binding("shop", "canary", revision=await tx.revision(), deployment_id="gone")
+        await tx.unbind("shop", "canary", revision=await tx.next_revision(), unbind_time=NOW)
         await tx.remember_request(RememberedRequest(caller="ann", request_id="1", fingerprint="f", answer=b"\xff", create_time=NOW))
 
     try:

@@ -7,6 +7,7 @@ import asyncio
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,12 +46,28 @@ class Model:
     releases: dict = field(default_factory=dict)
     deployments: dict[str, Deployment] = field(default_factory=dict)
     bindings: dict[tuple[str, str], Binding] = field(default_factory=dict)
+    past: dict[int, dict[tuple[str, str], Binding]] = field(default_factory=dict)
+
+    def bind(self, bindings: dict[tuple[str, str], Binding]) -> None:
+        """At the revision that was just given."""
+        self.bindings = self.past[self.revision] = bindings
+
+    def bindings_as_of(self, revision: int) -> list[Binding]:
+        """What was live when the store was there; see time_of."""
+        found = max((known for known in self.past if known <= revision), default=0)
+        live = [b for b in self.past.get(found, {}).values() if b.deployment]
+        return sorted(live, key=lambda b: (-b.revision, b.app, b.environment))
 
 
 def newest(values: list, after, limit: int) -> list:
     """A page of what is listed newest first; `after` is the one that the page before ended with."""
     listed = values[::-1]
     return listed[listed.index(after) + 1 if after is not None else 0 :][:limit]
+
+
+def time_of(revision: int) -> datetime:
+    """When what has this revision happened."""
+    return NOW + timedelta(seconds=revision)
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -167,7 +184,7 @@ class StoreMachine(RuleBasedStateMachine):
         async def work(tx):
             revision = await tx.next_revision()
             for environment in environments:
-                entry = a_deployment(f"{revision}-{environment}", tag, revision, environment, app)
+                entry = replace(a_deployment(f"{revision}-{environment}", tag, revision, environment, app), create_time=time_of(revision))
                 await tx.insert_deployment(entry)
                 await tx.set_binding(app, environment, revision=revision, deployment_id=entry.deployment_id)
                 assert (await tx.binding(app, environment)).deployment == entry
@@ -177,7 +194,7 @@ class StoreMachine(RuleBasedStateMachine):
         def change(model):
             model.revision += 1
             model.deployments |= entries
-            model.bindings = changed
+            model.bind(changed)
 
         self.write(fate, work, change)
 
@@ -188,11 +205,13 @@ class StoreMachine(RuleBasedStateMachine):
         app, environment = data.draw(st.sampled_from(sorted(self.model.bindings)))
 
         async def work(tx):
-            await tx.set_binding(app, environment, revision=await tx.next_revision(), deployment_id=None)
+            revision = await tx.next_revision()
+            await tx.unbind(app, environment, revision=revision, unbind_time=time_of(revision))
 
         def change(model):
             model.revision += 1
-            model.bindings[app, environment] = Binding(app=app, environment=environment, revision=model.revision, deployment=None)
+            gone = Binding(app=app, environment=environment, revision=model.revision, deployment=None)
+            model.bind(model.bindings | {(app, environment): gone})
 
         self.write(fate, work, change)
 
@@ -247,6 +266,14 @@ class StoreMachine(RuleBasedStateMachine):
         key = (last.revision, last.app, last.environment) if last else None
         page = self.read(lambda tx: tx.bindings(app=app, environment=environment, after=key, limit=limit))
         assert page == live[live.index(last) + 1 if last else 0 :][:limit]
+
+    @rule(data=st.data(), revision=st.integers(0, 20), limit=LIMITS)
+    def the_past(self, data, revision, limit):
+        was = self.model.bindings_as_of(revision)
+        last = data.draw(st.none() | st.sampled_from(was)) if was else None
+        key = (last.revision, last.app, last.environment) if last else None
+        found = self.read(lambda tx: tx.bindings_as_of(time_of(revision), app="", environment="", after=key, limit=limit))
+        assert found == was[was.index(last) + 1 if last else 0 :][:limit]
 
     @rule(since=st.integers(0, 20), app=APPS)
     def answers(self, since, app):

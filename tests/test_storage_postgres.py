@@ -12,7 +12,7 @@ from pointsman.errors import StoreUnavailable
 from tests.eventually import eventually
 from tests.postgres_server import PASSWORD
 from tests.processes import run
-from tests.test_storage_contract import an_app, bind, filled, write
+from tests.test_storage_contract import NOW, an_app, bind, filled, write
 
 
 @pytest.fixture
@@ -196,11 +196,12 @@ async def test_what_one_decides_on_cannot_be_changed_by_the_other_meanwhile(stor
     assert sum(made) == 50
 
 
-@pytest.mark.parametrize("table", ["snapshots", "releases", "deployments"])
+@pytest.mark.parametrize("table", ["snapshots", "releases", "deployments", "unbindings"])
 async def test_promise_01_the_database_itself_refuses_updates_and_deletes(store, postgres_server, database, table):
     await filled(store)
     await bind(store, "d1", "v1")
-    change = {"snapshots": "data = ''", "releases": "description = 'x'", "deployments": "reason = 'x'"}[table]
+    await write(store, lambda tx: tx.unbind("shop", "staging", revision=2, unbind_time=NOW))
+    change = {"snapshots": "data = ''", "releases": "description = 'x'", "deployments": "reason = 'x'", "unbindings": "revision = 3"}[table]
     for statement in (f"UPDATE {table} SET {change}", f"DELETE FROM {table}", f"TRUNCATE {table} CASCADE"):
         with pytest.raises(psycopg.IntegrityError, match="never change"):
             postgres_server.execute(statement, database)

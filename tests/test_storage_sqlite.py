@@ -11,7 +11,7 @@ from control_plane.storage import CannotOpenStore, open_store
 from control_plane.storage.migrations import steps
 from pointsman.errors import StoreUnavailable
 from tests.processes import run
-from tests.test_storage_contract import bind, filled
+from tests.test_storage_contract import NOW, bind, filled, write
 
 
 @pytest.fixture
@@ -59,13 +59,16 @@ async def test_a_damaged_store_is_refused(store, tmp_path):
     assert "malformed" in await refused(path) or "not a database" in await refused(path)
 
 
-@pytest.mark.parametrize("table", ["snapshots", "releases", "deployments"])
+@pytest.mark.parametrize("table", ["snapshots", "releases", "deployments", "unbindings"])
 async def test_promise_01_the_database_itself_refuses_updates_and_deletes(store, tmp_path, table):
     await filled(store)
     await bind(store, "d1", "v1")
+    await write(store, lambda tx: tx.unbind("shop", "staging", revision=2, unbind_time=NOW))
     await store.close()
     database = sqlite3.connect(tmp_path / "pointsman.db")
-    change = {"snapshots": "data = x'00'", "releases": "description = 'x'", "deployments": "reason = 'x'"}[table]
+    change = {"snapshots": "data = x'00'", "releases": "description = 'x'", "deployments": "reason = 'x'", "unbindings": "revision = 3"}[
+        table
+    ]
     for statement in (f"UPDATE {table} SET {change}", f"DELETE FROM {table}"):
         with pytest.raises(sqlite3.IntegrityError, match=f"{table} never change"):
             database.execute(statement)

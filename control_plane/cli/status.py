@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 
 import click
 
 from control_plane.cli.client import Connection, server_options
+from control_plane.cli.moments import MOMENT
 from control_plane.cli.output import ago, harmless, output_option, print_plain, short, show, table, when, whole
 from pointsman.v1 import deployments_pb2, deployments_pb2_grpc, gateways_pb2, gateways_pb2_grpc
 
 
 @click.command()
+@click.option("--as-of", type=MOMENT, metavar="TIME", help="What was live then: 2026-01-31T12:00 (UTC, or with +02:00 or Z).")
 @server_options()
 @output_option
-def status(server: str | None, app: str | None, output: str) -> None:
+def status(as_of: datetime | None, server: str | None, app: str | None, output: str) -> None:
     """One screen: what is live where, since when, by whom, and whether every gateway is on it.
 
     Example: pointsman status
     """
     connection = Connection("server", server)
     deployments = deployments_pb2_grpc.DeploymentServiceStub(connection.channel)
-    bindings = connection.every(deployments.ListBindings, deployments_pb2.ListBindingsRequest(app=app or ""), "bindings")
+    request = deployments_pb2.ListBindingsRequest(app=app or "")
+    if as_of is not None:
+        request.as_of_time.FromDatetime(as_of)
+    bindings = connection.every(deployments.ListBindings, request, "bindings")
+    if as_of is not None:
+        show(bindings, output, lambda: _tell_past(bindings.bindings, as_of))
+        return
     stub = gateways_pb2_grpc.GatewayServiceStub(connection.channel)
     listed = connection.every(stub.ListGateways, gateways_pb2.ListGatewaysRequest(), "gateways")
     if output != "text":
@@ -43,6 +52,23 @@ def status(server: str | None, app: str | None, output: str) -> None:
     headings = ("APP", "ENVIRONMENT", "RELEASE", "REVISION", "GATEWAYS", "SINCE (UTC)", "BY", "REASON")
     table(headings, rows, "Nothing is deployed yet. Deploy a release: pointsman deploy TAG --to ENVIRONMENT")
     _tell_gateways(listed.gateways)
+
+
+def _tell_past(bindings: Iterable[deployments_pb2.Binding], moment: datetime) -> None:
+    rows = [
+        (
+            binding.app,
+            binding.environment,
+            binding.release,
+            str(binding.revision),
+            when(binding.deploy_time),
+            binding.deployed_by,
+            short(binding.reason),
+        )
+        for binding in sorted(bindings, key=lambda b: (b.app, b.environment))
+    ]
+    headings = ("APP", "ENVIRONMENT", "RELEASE", "REVISION", "SINCE (UTC)", "BY", "REASON")
+    table(headings, rows, f"Nothing was deployed at {moment.isoformat()}")
 
 
 def _tell_gateways(listed: Iterable[gateways_pb2.Gateway]) -> None:

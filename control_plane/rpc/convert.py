@@ -14,6 +14,7 @@ from control_plane.service.calls import ANONYMOUS, Call, fingerprint_of
 from control_plane.service.deployments import Deployed
 from control_plane.service.paging import PageRequest
 from control_plane.service.releases import ReleaseInfo
+from pointsman.errors import InvalidField, Violation
 from pointsman.v1.apps_pb2 import App
 from pointsman.v1.config_pb2 import AppConfig
 from pointsman.v1.deployments_pb2 import Binding, Deployment, Rollout
@@ -32,6 +33,17 @@ def timestamp(moment: datetime | None) -> Timestamp | None:
         return None
     found = Timestamp()
     found.FromDatetime(moment.astimezone(UTC))
+    return found
+
+
+def moment(request: Message, field: str) -> datetime | None:
+    """A Timestamp of a request, None when it is absent. Raises InvalidField when it is no moment."""
+    if not request.HasField(field):
+        return None
+    try:
+        found: datetime = getattr(request, field).ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError) as error:
+        raise InvalidField([Violation(field, f"is no moment: {error}")]) from error
     return found
 
 

@@ -9,6 +9,7 @@ from control_plane.hub import Hub
 from control_plane.model import Binding
 from control_plane.rpc import convert
 from control_plane.service.deployments import Deployments, Options, Wanted
+from control_plane.service.past import Past
 from pointsman.errors import RevisionConflict, ShuttingDown
 from pointsman.v1 import deployments_pb2 as pb
 from pointsman.v1 import deployments_pb2_grpc
@@ -27,10 +28,11 @@ def _options(request: pb.DeployRequest | pb.DeployManyRequest | pb.PromoteReques
 
 
 class DeploymentServicer(deployments_pb2_grpc.DeploymentServiceServicer):
-    """Converts between messages and service.deployments; streams what the hub has."""
+    """Converts between messages and service.deployments and .past; streams what the hub has."""
 
-    def __init__(self, deployments: Deployments, hub: Hub) -> None:
+    def __init__(self, deployments: Deployments, past: Past, hub: Hub) -> None:
         self._deployments = deployments
+        self._past = past
         self._hub = hub
         self._frames = _Frames()
 
@@ -75,11 +77,20 @@ class DeploymentServicer(deployments_pb2_grpc.DeploymentServiceServicer):
 
     async def GetBinding(self, request: pb.GetBindingRequest, _context: Any) -> pb.GetBindingResponse:
         """See deployments.proto."""
-        return pb.GetBindingResponse(binding=convert.binding(await self._deployments.binding(request.app, request.environment)))
+        moment = convert.moment(request, "as_of_time")
+        if moment is None:
+            found = await self._deployments.binding(request.app, request.environment)
+        else:
+            found = await self._past.binding(request.app, request.environment, moment)
+        return pb.GetBindingResponse(binding=convert.binding(found))
 
     async def ListBindings(self, request: pb.ListBindingsRequest, _context: Any) -> pb.ListBindingsResponse:
         """See deployments.proto."""
-        page = await self._deployments.bindings(request.app, request.environment, convert.page_of(request))
+        moment = convert.moment(request, "as_of_time")
+        if moment is None:
+            page = await self._deployments.bindings(request.app, request.environment, convert.page_of(request))
+        else:
+            page = await self._past.bindings(request.app, request.environment, moment, convert.page_of(request))
         return pb.ListBindingsResponse(bindings=map(convert.binding, page.items), next_page_token=page.next_page_token)
 
     async def ListDeployments(self, request: pb.ListDeploymentsRequest, _context: Any) -> pb.ListDeploymentsResponse:

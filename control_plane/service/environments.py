@@ -115,7 +115,7 @@ class Environments:
                     raise EnvironmentInUse(environment, apps)
                 revision = await tx.next_revision() if apps else 0
                 for app in apps:
-                    await tx.set_binding(app, environment, revision=revision, deployment_id=None)
+                    await tx.unbind(app, environment, revision=revision, unbind_time=now)
                 await tx.delete_environment(environment)
                 # One that is made anew under this name starts without a limit, on every gateway.
                 await _tell_gateways(tx, found, replace(found, max_staleness=None, stale_action=StaleAction.SERVE))

@@ -80,6 +80,14 @@ class ReadTransaction(Protocol):
         Empty `app` or `environment`: of all. `after`: (revision, app, environment) of the last one of the page before.
         """
 
+    async def bindings_as_of(
+        self, moment: datetime, *, app: str, environment: str, after: tuple[int, str, str] | None, limit: int
+    ) -> list[Binding]:
+        """As bindings, at a moment: of each the newest entry of its history that is not after it.
+
+        Unless it was unbound after that entry, and not after the moment.
+        """
+
     async def bindings_since(self, revision: int) -> list[Binding]:
         """Every binding with a greater revision, those that are gone included, oldest revision first, then by app and environment."""
 
@@ -138,8 +146,14 @@ class Transaction(ReadTransaction, Protocol):
     async def insert_deployment(self, deployment: Deployment) -> None:
         """The id must be free. Deployments can never be updated or deleted after."""
 
-    async def set_binding(self, app: str, environment: str, *, revision: int, deployment_id: str | None) -> None:
-        """Points the binding at a deployment, or at none: then it is gone, and still found by bindings_since."""
+    async def set_binding(self, app: str, environment: str, *, revision: int, deployment_id: str) -> None:
+        """Points the binding at a deployment."""
+
+    async def unbind(self, app: str, environment: str, *, revision: int, unbind_time: datetime) -> None:
+        """Points the binding, which must exist, at no deployment: then it is gone, and still found by bindings_since.
+
+        Since when it is gone can never be updated or deleted after.
+        """
 
     async def remember_request(self, request: RememberedRequest) -> None:
         """(caller, request_id) must be free."""

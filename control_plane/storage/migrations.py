@@ -12,7 +12,8 @@ from sqlite_utils import Database, Migrations
 
 steps = Migrations("pointsman")
 
-IMMUTABLE_TABLES = ("snapshots", "releases", "deployments")
+FIRST_IMMUTABLE_TABLES = ("snapshots", "releases", "deployments")
+IMMUTABLE_TABLES = (*FIRST_IMMUTABLE_TABLES, "unbindings")
 
 
 @steps()
@@ -20,12 +21,8 @@ def first_light(db: Database) -> None:
     """Apps, environments, releases, bindings and their history."""
     for statement in _FIRST_LIGHT:
         db.execute(statement)
-    for table in IMMUTABLE_TABLES:
-        for verb in ("UPDATE", "DELETE"):
-            db.execute(
-                f"CREATE TRIGGER {table}_refuse_{verb.lower()} BEFORE {verb} ON {table} "
-                f"BEGIN SELECT RAISE(ABORT, '{table} never change: {verb} is refused'); END"
-            )
+    for table in FIRST_IMMUTABLE_TABLES:
+        _refuse_changes(db, table)
     db.execute("INSERT INTO counter (only, store_id, revision) VALUES (1, ?, 0)", [str(uuid.uuid4())])
     now = time.time_ns() // 1000
     for environment, description in ENVIRONMENTS:
@@ -46,6 +43,32 @@ def staleness(db: Database) -> None:
             stale_action TEXT NOT NULL
         ) STRICT, WITHOUT ROWID"""
     )
+
+
+@steps()
+def unbindings(db: Database) -> None:
+    """When bindings went, for what was live at a moment; of those that went before it is known that they are gone now."""
+    db.execute(
+        """CREATE TABLE unbindings (
+            app TEXT NOT NULL REFERENCES apps (app),
+            environment TEXT NOT NULL,
+            revision INTEGER NOT NULL,
+            unbind_time INTEGER NOT NULL,
+            PRIMARY KEY (app, environment, revision)
+        ) STRICT, WITHOUT ROWID"""
+    )
+    db.execute(
+        "INSERT INTO unbindings SELECT app, environment, revision, ? FROM bindings WHERE deployment_id IS NULL", [time.time_ns() // 1000]
+    )
+    _refuse_changes(db, "unbindings")
+
+
+def _refuse_changes(db: Database, table: str) -> None:
+    for verb in ("UPDATE", "DELETE"):
+        db.execute(
+            f"CREATE TRIGGER {table}_refuse_{verb.lower()} BEFORE {verb} ON {table} "
+            f"BEGIN SELECT RAISE(ABORT, '{table} never change: {verb} is refused'); END"
+        )
 
 
 ENVIRONMENTS = (

@@ -23,7 +23,7 @@ from control_plane.storage.group_commit import GroupCommitStore, Job, VerdictLat
 from control_plane.storage.postgres_connection import cause_of, commit, connect, location_of, one_line, parse, shut, translated
 from control_plane.storage.postgres_following import CHANNEL, Limits, listen, mark, outcome
 from control_plane.storage.postgres_schema import bring_up_to_date
-from control_plane.storage.sql import SqlTransaction
+from control_plane.storage.sql_history import SqlHistory
 from pointsman.errors import StoreUnavailable
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ _BEGIN_WRITE = (
 _BEGIN_READ = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 
-class PostgresTransaction(SqlTransaction):
+class PostgresTransaction(SqlHistory):
     """Runs statements on a connection of the thread that it is used on."""
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:

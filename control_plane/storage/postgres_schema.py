@@ -10,7 +10,7 @@ import uuid
 from typing import Any, LiteralString
 
 from control_plane.storage.base import CannotOpenStore
-from control_plane.storage.migrations import ENVIRONMENTS, IMMUTABLE_TABLES
+from control_plane.storage.migrations import ENVIRONMENTS, FIRST_IMMUTABLE_TABLES
 
 # "PMAN": the advisory lock that whoever changes the schema holds.
 SCHEMA_LOCK = 0x504D414E
@@ -130,7 +130,26 @@ _STALENESS: Statements = (
     )""",
 )
 
-STEPS: tuple[tuple[str, Statements], ...] = (("first_light", _FIRST_LIGHT), ("replicas", _REPLICAS), ("staleness", _STALENESS))
+_UNBINDINGS: Statements = (
+    """CREATE TABLE unbindings (
+        app TEXT COLLATE "C" NOT NULL REFERENCES apps (app),
+        environment TEXT COLLATE "C" NOT NULL,
+        revision BIGINT NOT NULL,
+        unbind_time BIGINT NOT NULL,
+        PRIMARY KEY (app, environment, revision)
+    )""",
+    """INSERT INTO unbindings SELECT app, environment, revision, (extract(epoch FROM now()) * 1000000)::bigint
+    FROM bindings WHERE deployment_id IS NULL""",
+    "CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE ON unbindings FOR EACH ROW EXECUTE FUNCTION pointsman_refuse()",
+    "CREATE TRIGGER refuse_truncate BEFORE TRUNCATE ON unbindings FOR EACH STATEMENT EXECUTE FUNCTION pointsman_refuse()",
+)
+
+STEPS: tuple[tuple[str, Statements], ...] = (
+    ("first_light", _FIRST_LIGHT),
+    ("replicas", _REPLICAS),
+    ("staleness", _STALENESS),
+    ("unbindings", _UNBINDINGS),
+)
 
 
 def bring_up_to_date(connection: Any, location: str) -> None:
@@ -184,7 +203,7 @@ def _apply(connection: Any, number: int) -> None:
 
 
 def _first_rows(connection: Any) -> None:
-    for table in IMMUTABLE_TABLES:
+    for table in FIRST_IMMUTABLE_TABLES:
         connection.execute(
             f"CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE ON {table} FOR EACH ROW EXECUTE FUNCTION pointsman_refuse()"
         )

@@ -285,7 +285,7 @@ class SqlTransaction:
         marks = ", ".join("?" * len(values))
         await self._rows(f"INSERT INTO deployments ({', '.join(_DEPLOYMENT_COLUMNS)}) VALUES ({marks})", *values)
 
-    async def set_binding(self, app: str, environment: str, *, revision: int, deployment_id: str | None) -> None:
+    async def set_binding(self, app: str, environment: str, *, revision: int, deployment_id: str) -> None:
         await self._rows(
             "INSERT INTO bindings (app, environment, revision, deployment_id) VALUES (?, ?, ?, ?) "
             "ON CONFLICT (app, environment) DO UPDATE SET revision = excluded.revision, deployment_id = excluded.deployment_id",

@@ -10,14 +10,14 @@ from typing import Any, TypeVar
 
 from control_plane.storage.base import CannotOpenStore, ReadTransaction
 from control_plane.storage.group_commit import GroupCommitStore, Job, run_to_end
-from control_plane.storage.sql import SqlTransaction
+from control_plane.storage.sql_history import SqlHistory
 from control_plane.storage.sqlite_file import cause_of, connect, lock, open_file, sqlite3
 
 T = TypeVar("T")
 READERS = 4
 
 
-class SqliteTransaction(SqlTransaction):
+class SqliteTransaction(SqlHistory):
     """Runs statements on a connection of the thread that it is used on."""
 
     def __init__(self, connection: Any) -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import ClassVar
 
 from pointsman.v1.errors_pb2 import Error
@@ -178,8 +179,14 @@ class NoReleaseDeployed(_NotFound):
 
     reason, resource_type = Reason.NO_RELEASE_DEPLOYED, "binding"
 
-    def __init__(self, app: str, environment: str, *, bound: Iterable[tuple[str, str]] = ()) -> None:
-        """`bound`: (app, environment) of what is bound, to name what looks alike."""
+    def __init__(self, app: str, environment: str, *, bound: Iterable[tuple[str, str]] = (), moment: datetime | None = None) -> None:
+        """`bound`: (app, environment) of what is bound, to name what looks alike. `moment`: in the past, when nothing was."""
+        if moment is not None:
+            at = moment.isoformat()
+            super().__init__(
+                f"App {app!r} had no release deployed to {environment!r} at {at}.", app=app, environment=environment, moment=at
+            )
+            return
         environments: dict[str, list[str]] = {}
         for known_app, known_environment in bound:
             environments.setdefault(known_app, []).append(known_environment)

@@ -667,19 +667,25 @@ class GetBindingRequest(_message.Message):
 
     APP_FIELD_NUMBER: _builtins.int
     ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    AS_OF_TIME_FIELD_NUMBER: _builtins.int
     app: _builtins.str
     """Whose binding."""
     environment: _builtins.str
-    """Where."""
+    """Where; with as_of_time it may have been deleted since."""
+    @_builtins.property
+    def as_of_time(self) -> _timestamp_pb2.Timestamp:
+        """What was bound at this moment, by the history; one to come is now. Absent: now."""
+
     def __init__(
         self,
         *,
         app: _builtins.str = ...,
         environment: _builtins.str = ...,
+        as_of_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "environment", b"environment"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "as_of_time", b"as_of_time", "environment", b"environment"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -694,7 +700,7 @@ class GetBindingResponse(_message.Message):
     BINDING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def binding(self) -> Global___Binding:
-        """What is bound now."""
+        """What is bound now, or was at as_of_time."""
 
     def __init__(
         self,
@@ -719,6 +725,7 @@ class ListBindingsRequest(_message.Message):
     ENVIRONMENT_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    AS_OF_TIME_FIELD_NUMBER: _builtins.int
     app: _builtins.str
     """Only of this app; absent: of all."""
     environment: _builtins.str
@@ -727,6 +734,10 @@ class ListBindingsRequest(_message.Message):
     """How many, default 50, at most 500 (more is clamped)."""
     page_token: _builtins.str
     """next_page_token of the page before; absent: the first page."""
+    @_builtins.property
+    def as_of_time(self) -> _timestamp_pb2.Timestamp:
+        """What was bound at this moment, by the history; one to come is now. Absent: now."""
+
     def __init__(
         self,
         *,
@@ -734,10 +745,11 @@ class ListBindingsRequest(_message.Message):
         environment: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        as_of_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "environment", b"environment", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "as_of_time", b"as_of_time", "environment", b"environment", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -118,14 +118,14 @@ class DeploymentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetBinding(self, request, context):
-        """Returns one binding. Errors: APP_NOT_FOUND, ENVIRONMENT_NOT_FOUND, NO_RELEASE_DEPLOYED.
+        """Returns one binding, as it is now or was at a moment. Errors: APP_NOT_FOUND, ENVIRONMENT_NOT_FOUND, NO_RELEASE_DEPLOYED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListBindings(self, request, context):
-        """Lists bindings, newest revision first.
+        """Lists bindings, as they are now or were at a moment, newest revision first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -50,9 +50,9 @@ class DeploymentServiceStub:
     then NOTHING_TO_ROLL_BACK; it never goes forward again. Errors: as Deploy, and NO_RELEASE_DEPLOYED, NEVER_LIVE_HERE.
     """
     GetBinding: _grpc.UnaryUnaryMultiCallable[_deployments_pb2.GetBindingRequest, _deployments_pb2.GetBindingResponse]
-    """Returns one binding. Errors: APP_NOT_FOUND, ENVIRONMENT_NOT_FOUND, NO_RELEASE_DEPLOYED."""
+    """Returns one binding, as it is now or was at a moment. Errors: APP_NOT_FOUND, ENVIRONMENT_NOT_FOUND, NO_RELEASE_DEPLOYED."""
     ListBindings: _grpc.UnaryUnaryMultiCallable[_deployments_pb2.ListBindingsRequest, _deployments_pb2.ListBindingsResponse]
-    """Lists bindings, newest revision first."""
+    """Lists bindings, as they are now or were at a moment, newest revision first."""
     ListDeployments: _grpc.UnaryUnaryMultiCallable[_deployments_pb2.ListDeploymentsRequest, _deployments_pb2.ListDeploymentsResponse]
     """Lists the append-only history, newest first."""
     WatchBindings: _grpc.UnaryStreamMultiCallable[_deployments_pb2.WatchBindingsRequest, _deployments_pb2.WatchBindingsResponse]
@@ -83,9 +83,9 @@ class DeploymentServiceAsyncStub(DeploymentServiceStub):
     then NOTHING_TO_ROLL_BACK; it never goes forward again. Errors: as Deploy, and NO_RELEASE_DEPLOYED, NEVER_LIVE_HERE.
     """
     GetBinding: _aio.UnaryUnaryMultiCallable[_deployments_pb2.GetBindingRequest, _deployments_pb2.GetBindingResponse]  # type: ignore[assignment]
-    """Returns one binding. Errors: APP_NOT_FOUND, ENVIRONMENT_NOT_FOUND, NO_RELEASE_DEPLOYED."""
+    """Returns one binding, as it is now or was at a moment. Errors: APP_NOT_FOUND, ENVIRONMENT_NOT_FOUND, NO_RELEASE_DEPLOYED."""
     ListBindings: _aio.UnaryUnaryMultiCallable[_deployments_pb2.ListBindingsRequest, _deployments_pb2.ListBindingsResponse]  # type: ignore[assignment]
-    """Lists bindings, newest revision first."""
+    """Lists bindings, as they are now or were at a moment, newest revision first."""
     ListDeployments: _aio.UnaryUnaryMultiCallable[_deployments_pb2.ListDeploymentsRequest, _deployments_pb2.ListDeploymentsResponse]  # type: ignore[assignment]
     """Lists the append-only history, newest first."""
     WatchBindings: _aio.UnaryStreamMultiCallable[_deployments_pb2.WatchBindingsRequest, _deployments_pb2.WatchBindingsResponse]  # type: ignore[assignment]
@@ -143,7 +143,7 @@ class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _deployments_pb2.GetBindingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployments_pb2.GetBindingResponse, _abc.Awaitable[_deployments_pb2.GetBindingResponse]]:
-        """Returns one binding. Errors: APP_NOT_FOUND, ENVIRONMENT_NOT_FOUND, NO_RELEASE_DEPLOYED."""
+        """Returns one binding, as it is now or was at a moment. Errors: APP_NOT_FOUND, ENVIRONMENT_NOT_FOUND, NO_RELEASE_DEPLOYED."""
 
     @_abc_1.abstractmethod
     def ListBindings(
@@ -151,7 +151,7 @@ class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _deployments_pb2.ListBindingsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployments_pb2.ListBindingsResponse, _abc.Awaitable[_deployments_pb2.ListBindingsResponse]]:
-        """Lists bindings, newest revision first."""
+        """Lists bindings, as they are now or were at a moment, newest revision first."""
 
     @_abc_1.abstractmethod
     def ListDeployments(

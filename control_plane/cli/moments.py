@@ -1,0 +1,26 @@
+"""Moments on the command line."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import click
+
+
+class MomentType(click.ParamType[datetime]):
+    """ISO 8601: `2026-01-31`, `2026-01-31T12:00:30Z`, `2026-01-31 12:00+02:00`; in UTC when it does not say otherwise."""
+
+    name = "time"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """Takes text, or a moment."""
+        if isinstance(value, datetime):
+            return value
+        try:
+            found = datetime.fromisoformat(str(value).strip())
+        except ValueError:
+            self.fail(f"{value!r} is not a time such as 2026-01-31T12:00 or 2026-01-31T12:00+02:00", param, ctx)
+        return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+MOMENT = MomentType()
