@@ -12,7 +12,7 @@ from control_plane.peers import Arrival, KnownAnswer, KnownRequest, PrepareAnswe
 from control_plane.service.calls import utc_now
 from control_plane.storage import open_peers, open_store, postgres_peers
 from tests.eventually import eventually
-from tests.postgres_server import MISSING, available, running_postgres
+from tests.postgres_server import MISSING, available, running_postgres, standby_of
 
 PREPARE = PrepareRequest((), 1.0)
 
@@ -248,3 +248,27 @@ async def test_when_nobody_can_be_asked_that_is_said_in_time():
             assert replies.silent == ["replica-1"]
             postgres.start()
             await eventually(whole_again, 30)
+
+
+@pytest.mark.skipif(not available(), reason=MISSING)
+async def test_replicas_live_on_without_a_synchronous_standby_and_find_each_other_on_it_when_it_takes_over():
+    with running_postgres() as primary, standby_of(primary) as standby:
+        both = primary.url().replace(f":{primary.port}/", f":{primary.port},127.0.0.1:{standby.port}/")
+        await (await open_store(both)).close()
+        primary.execute("ALTER SYSTEM SET synchronous_standby_names = 'standby'")
+        primary.execute("SELECT pg_reload_conf()")
+        await eventually(lambda: primary.execute("SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"))
+        async with replicas(both, 2) as (a, b):
+            await asyncio.to_thread(standby.stop)
+            stopped = primary.execute("SELECT now()")[0][0]
+            await eventually(lambda: primary.execute(f"SELECT count(*) FROM replicas WHERE beat_time > '{stopped}'") == [(2,)])
+            await a.counts(1)
+            await asyncio.to_thread(standby.start)
+            await asyncio.to_thread(primary.kill)
+            await asyncio.to_thread(standby.promote)
+
+            async def whole_again(asking, other):
+                return [answer.members for answer in (await asking.ask(seconds=0.2)).answers] == [other.members]
+
+            await eventually(lambda: whole_again(a, b), 20)
+            await eventually(lambda: whole_again(b, a), 20)
