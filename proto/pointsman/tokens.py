@@ -1,7 +1,7 @@
 """The secret that a caller shows: `pm_<token_id>_<secret part>`, and what is kept of it.
 
-The token_id is 16 characters of a-z and 2-7 (80 random bits), the secret part 52 of them (32 random bytes in base32). Both planes keep only the
-SHA-256 of the whole. That is enough without a slow hash: nobody can go through 2^256 secrets.
+The token_id is 16 characters of a-z and 2-7 (80 random bits), the secret part 52 of them (32 random bytes in base32). Both planes keep
+only the SHA-256 of the whole. That is enough without a slow hash: nobody can go through 2^256 secrets.
 """
 
 from __future__ import annotations
