@@ -17,11 +17,13 @@ import pointsman
 from data_plane.config import Settings
 from data_plane.disk import Disk
 from data_plane.gateway import Gateway
+from data_plane.heard import HeardFile
 from data_plane.holder import Holder
 from data_plane.http import HttpApp
 from data_plane.loading import Compiler
 from data_plane.rpc import GatewayStatusServicer, TriggerServicer
 from data_plane.secrets import Secrets
+from data_plane.staleness import Staleness
 from data_plane.status import Status
 from data_plane.steps.base import Clients
 from data_plane.sync import Sync
@@ -52,24 +54,36 @@ async def serve(settings: Settings, stop: asyncio.Event, *, is_worker: bool = Fa
             environments=settings.environment,
         )
         grpc_server = GrpcServer(reuse_port=is_worker)
-        readiness = _Readiness(holder, grpc_server)
+        heard_file = HeardFile(settings.state_dir) if settings.state_dir is not None else None
 
         def flipped() -> None:
+            staleness.check()
             readiness.check()
             if disk is not None:
                 disk.changed()
 
-        sync = Sync(holder, me, settings.control_planes(), compiler, blobs=disk, on_flip=flipped)
-        status = Status(holder, sync, me, control_plane=settings.control_plane, default_environment=settings.default_environment)
-        gateway = Gateway(holder, clients, settings.gateway_id, settings.default_environment, settings.control_plane)
+        def heard() -> None:
+            staleness.heard()
+            if heard_file is not None:
+                heard_file.heard()
+
+        staleness = Staleness(holder)
+        sync = Sync(holder, me, settings.control_planes(), compiler, blobs=disk, on_flip=flipped, on_heard=heard)
+        status = Status(holder, staleness, sync, me, control_plane=settings.control_plane, default_environment=settings.default_environment)
+        readiness = _Readiness(status, grpc_server)
+        staleness.on_change = readiness.check
+        gateway = Gateway(holder, staleness, clients, settings.gateway_id, settings.default_environment, settings.control_plane)
         trigger_pb2_grpc.add_TriggerServiceServicer_to_server(TriggerServicer(gateway), grpc_server.services)
         trigger_pb2_grpc.add_GatewayStatusServiceServicer_to_server(GatewayStatusServicer(status), grpc_server.services)
 
-        if disk is not None:
+        if disk is not None and heard_file is not None:
             await disk.load(holder, compiler)
+            if holder.table.synced:
+                staleness.resume(await heard_file.seconds_ago())
             _beside(closing, "disk", partial(disk.keep, holder))
+            _beside(closing, "heard", heard_file.keep)
         services = [service.full_name for service in trigger_pb2.DESCRIPTOR.services_by_name.values()]
-        await grpc_server.start(settings.listen, services, serving=holder.table.ready)
+        await grpc_server.start(settings.listen, services, serving=status.ready)
         closing.push_async_callback(grpc_server.stop, 0)
         http_server = HttpServer(HttpApp(gateway, status), reuse_port=is_worker)
         await http_server.start(settings.http)
@@ -97,15 +111,15 @@ def _open_disk(settings: Settings, closing: contextlib.AsyncExitStack) -> Disk |
 
 
 class _Readiness:
-    """Tells the health service when the gateway has become ready."""
+    """Tells the health service whether the gateway is ready."""
 
-    def __init__(self, holder: Holder, server: GrpcServer) -> None:
-        self._holder = holder
+    def __init__(self, status: Status, server: GrpcServer) -> None:
+        self._status = status
         self._server = server
         self._tasks: set[asyncio.Task[None]] = set()
 
     def check(self) -> None:
-        task = asyncio.create_task(self._server.set_serving(serving=self._holder.table.ready))
+        task = asyncio.create_task(self._server.set_serving(serving=self._status.ready))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -17,10 +17,11 @@ JOIN_DELTAS_BEYOND = 64
 
 @dataclass(slots=True)
 class Event:
-    """`name` is the field of TriggerStreamResponse, such as `step_started`."""
+    """`name` is the field of TriggerStreamResponse, such as `step_started`. With `stale_seconds` the head of the answer says so."""
 
     name: str
     data: dict[str, Any]
+    stale_seconds: int | None = None
 
     @property
     def dotted(self) -> str:

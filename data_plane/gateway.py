@@ -14,6 +14,7 @@ from data_plane.holder import Holder
 from data_plane.loaded import LoadedEndpoint
 from data_plane.lookup import Asked, Here, find_endpoint, find_release
 from data_plane.pipeline import Run, Trigger, run
+from data_plane.staleness import Staleness
 from data_plane.steps.base import Clients
 from data_plane.table import Active
 from pointsman.errors import InvalidInput, PointsmanError, TooMany, Violation
@@ -25,22 +26,26 @@ _JSON_NAMES = {list: "an array", str: "a string", int: "a number", float: "a num
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What ran, and what it gave."""
+    """What ran, and what it gave. `stale_seconds`: how long ago the control plane was last heard, where that is to be told."""
 
     execution_id: str
     active: Active
     output: Any
+    stale_seconds: int | None = None
 
 
 class Gateway:
     """Runs triggers on what the holder holds."""
 
-    def __init__(self, holder: Holder, clients: Clients, gateway_id: str, default_environment: str, control_plane: str) -> None:
+    def __init__(
+        self, holder: Holder, staleness: Staleness, clients: Clients, gateway_id: str, default_environment: str, control_plane: str
+    ) -> None:
         self.gateway_id = gateway_id
         self.unready = False
         """Load balancers shall send no more; what comes is still served."""
         self._here = Here(gateway_id=gateway_id, default_environment=default_environment, control_plane=control_plane)
         self._holder = holder
+        self._staleness = staleness
         self._clients = clients
         self._running: dict[tuple[str, str, str], int] = {}
         self._in_flight = 0
@@ -61,16 +66,23 @@ class Gateway:
         """
         execution_id = new_id()
         active: Active | None = None
+        stale_seconds: int | None = None
         self._in_flight += 1
         try:
             started = time.monotonic()
             if asked.min_revision > self._holder.table.revision and self._holder.table.synced:
                 left = MAX_FENCE_SECONDS if asked.seconds_left is None else asked.seconds_left
                 await self._holder.wait_for(asked.min_revision, min(left, MAX_FENCE_SECONDS))
+            if self._staleness.stale:
+                stale_seconds = self._staleness.admit(asked.environment or self._here.default_environment)
+                emit = _flagging(emit, stale_seconds)
             active = find_release(asked, self._holder.table, self._here)
-            return Answer(execution_id=execution_id, active=active, output=await self._run(asked, active, execution_id, started, emit))
+            output = await self._run(asked, active, execution_id, started, emit)
+            return Answer(execution_id=execution_id, active=active, output=output, stale_seconds=stale_seconds)
         except PointsmanError as error:
             self._attribute(error, execution_id, active)
+            if stale_seconds is not None:
+                error.metadata.setdefault("stale_seconds", str(stale_seconds))
             raise
         finally:
             self._in_flight -= 1
@@ -135,6 +147,18 @@ class Gateway:
         known = {"execution_id": execution_id, "gateway_id": self.gateway_id}
         for key, value in (known if active is None else self._described(active, execution_id)).items():
             error.metadata.setdefault(key, str(value))
+
+
+def _flagging(emit: Emit | None, stale_seconds: int | None) -> Emit | None:
+    """The first event, too, says how stale its answer is."""
+    if emit is None or stale_seconds is None:
+        return emit
+
+    def flagged(event: Event) -> None:
+        event.stale_seconds = stale_seconds
+        emit(event)
+
+    return flagged
 
 
 def _typed(query: dict[str, Any], endpoint: LoadedEndpoint) -> dict[str, Any]:

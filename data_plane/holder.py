@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 import structlog
 
 from data_plane.loaded import LoadedRelease
-from data_plane.table import Active, Bound, Key, Rejected, Table
+from data_plane.table import Active, Bound, Key, Policy, Rejected, Table
 from pointsman.errors import Behind
 
 # What was served before stays compiled, so that a rollback is a message, not a transfer.
@@ -31,13 +31,14 @@ class Change:
     """What a control plane told: the bindings to flip to, all at once.
 
     A binding with an empty release is gone. `unusable` has, by digest, why a release cannot be run here: the release before it goes
-    on. `complete`: a key that is not named is gone too.
+    on. `policies` has those that are new, by environment, None where there is no limit any more. `complete`: what is not named is gone.
     """
 
     revision: int
     store_id: str
     bindings: Sequence[Bound]
     unusable: Mapping[str, str]
+    policies: Mapping[str, Policy | None] = field(default_factory=dict)
     complete: bool = False
 
 
@@ -129,8 +130,19 @@ def _changed(table: Table, change: Change, held: Mapping[str, LoadedRelease], no
             rejected.pop(key, None)
             _activate(Active(bound=bound, loaded=held[bound.digest], load_time=now), active, standby)
     _limit_bytes(standby, active)
-    revision = max(table.revision, change.revision)
-    return Table(revision=revision, store_id=change.store_id, synced=True, active=active, rejected=rejected, standby=standby)
+    return Table(
+        revision=max(table.revision, change.revision),
+        store_id=change.store_id,
+        synced=True,
+        active=active,
+        rejected=rejected,
+        standby=standby,
+        policies=_policies({} if change.complete else table.policies, change.policies),
+    )
+
+
+def _policies(known: Mapping[str, Policy], new: Mapping[str, Policy | None]) -> Mapping[str, Policy]:
+    return {environment: policy for environment, policy in {**known, **new}.items() if policy is not None}
 
 
 def _activate(new: Active, active: dict[Key, Active], standby: dict[Key, tuple[Active, ...]]) -> None:

@@ -18,6 +18,7 @@ from data_plane.sse import write_events
 from data_plane.status import Status
 from data_plane.streaming import told
 from pointsman.errors import (
+    Behind,
     EndpointNotFound,
     Internal,
     InvalidField,
@@ -43,6 +44,7 @@ ERROR_HEADERS = {
     b"x-release": "release",
     b"x-release-digest": "digest",
     b"x-revision": "revision",
+    b"x-stale": "stale_seconds",
 }
 
 Scope = MutableMapping[str, Any]
@@ -119,6 +121,7 @@ class HttpApp:
 
     def _headers(self, answer: Answer) -> Headers:
         bound = answer.active.bound
+        stale = [] if answer.stale_seconds is None else [(b"x-stale", b"%d" % answer.stale_seconds)]
         return [
             (b"content-type", b"application/json"),
             (b"x-execution-id", answer.execution_id.encode()),
@@ -128,6 +131,7 @@ class HttpApp:
             (b"x-release-digest", bound.digest.encode()),
             (b"x-revision", str(bound.revision).encode()),
             (b"x-gateway", self._gateway.gateway_id.encode()),
+            *stale,
         ]
 
     def _about(self, error: PointsmanError) -> Headers:
@@ -158,6 +162,14 @@ class HttpApp:
         gateway_id = self._gateway.gateway_id
         if self._gateway.unready:
             raise ShuttingDown(f"Gateway {gateway_id!r} is shutting down; another will answer.", gateway_id=gateway_id)
+        if unready := self._status.staleness.unready:
+            raise Behind(
+                f"Gateway {gateway_id!r} is not ready: it has not heard of the control plane for longer than "
+                f"{', '.join(unready)} allows; it serves on.",
+                gateway_id=gateway_id,
+                environments=unready,
+                staleness_seconds=int(self._status.staleness.seconds or 0),
+            )
         if not self._status.ready:
             raise NotSynced(f"Gateway {gateway_id!r} is not ready: it does not hold what it shall serve yet.", gateway_id=gateway_id)
         return 200, [(b"content-type", b"text/plain")], b"ready\n"

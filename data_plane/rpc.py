@@ -30,6 +30,7 @@ class TriggerServicer(trigger_pb2_grpc.TriggerServiceServicer):
     async def Trigger(self, request: pb.TriggerRequest, context: Context) -> pb.TriggerResponse:
         """See trigger.proto."""
         answer = await self._gateway.trigger(_asked(request, context))
+        await _flag(answer.stale_seconds, context)
         bound = answer.active.bound
         return pb.TriggerResponse(
             execution_id=answer.execution_id,
@@ -48,7 +49,14 @@ class TriggerServicer(trigger_pb2_grpc.TriggerServiceServicer):
             sequence = 0
             async for event in events:
                 sequence += 1
+                if sequence == 1:
+                    await _flag(event.stale_seconds, context)
                 yield json_format.ParseDict({"sequence": sequence, event.name: event.data}, pb.TriggerStreamResponse())
+
+
+async def _flag(stale_seconds: int | None, context: Context) -> None:
+    if stale_seconds is not None:
+        await context.send_initial_metadata((("x-stale", str(stale_seconds)),))
 
 
 def _asked(request: pb.TriggerRequest | pb.TriggerStreamRequest, context: Context) -> Asked:

@@ -13,7 +13,7 @@ from datetime import datetime
 import msgspec
 
 from data_plane.loaded import LoadedRelease
-from data_plane.table import Active, Bound, Key, Rejected, Table
+from data_plane.table import Active, Bound, Key, Policy, Rejected, StaleAction, Table
 
 FORMAT = 1
 
@@ -48,14 +48,23 @@ class SavedBinding(msgspec.Struct, frozen=True):
         return Bound(app=self.app, environment=self.environment, release=found.release, digest=found.digest, revision=found.revision)
 
 
+class SavedPolicy(msgspec.Struct, frozen=True):
+    """How an environment treats staleness."""
+
+    environment: str
+    max_staleness_seconds: float
+    action: StaleAction
+
+
 class SavedTable(msgspec.Struct, frozen=True):
-    """A table, and which part of all bindings the gateway had asked for (empty: all)."""
+    """A table, and which part of all bindings the gateway had asked for (empty: all). Older ones have no policies."""
 
     revision: int
     store_id: str
     apps: tuple[str, ...]
     environments: tuple[str, ...]
     bindings: tuple[SavedBinding, ...]
+    policies: tuple[SavedPolicy, ...] = ()
     format: int = FORMAT
 
     def digests(self) -> set[str]:
@@ -67,19 +76,33 @@ class SavedTable(msgspec.Struct, frozen=True):
         if (sorted(apps), sorted(environments)) == (sorted(self.apps), sorted(self.environments)):
             return self
         wanted = [b for b in self.bindings if (not apps or b.app in apps) and (not environments or b.environment in environments)]
-        return SavedTable(0, self.store_id, apps, environments, tuple(wanted))
+        policies = tuple(policy for policy in self.policies if not environments or policy.environment in environments)
+        return SavedTable(0, self.store_id, apps, environments, tuple(wanted), policies)
 
 
 def to_save(table: Table, apps: tuple[str, ...], environments: tuple[str, ...]) -> SavedTable:
     """What is written of a table."""
     bindings = [_saved(key, table) for key in {**table.active, **table.rejected}]
-    return SavedTable(table.revision, table.store_id, apps, environments, tuple(bindings))
+    policies = [SavedPolicy(p.environment, p.max_staleness_seconds, p.action) for p in table.policies.values()]
+    return SavedTable(table.revision, table.store_id, apps, environments, tuple(bindings), tuple(policies))
 
 
 def encode(saved: SavedTable) -> bytes:
     """The bytes of a table."""
-    body = msgspec.json.encode(saved)
+    return seal(msgspec.json.encode(saved))
+
+
+def seal(body: bytes) -> bytes:
+    """With its sum before it."""
     return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+
+
+def unseal(data: bytes) -> bytes:
+    """What was sealed. Raises UnusableTableError."""
+    checksum, _, body = data.partition(b"\n")
+    if hashlib.sha256(body).hexdigest().encode() != checksum:
+        raise UnusableTableError("it is damaged: its sum is wrong")
+    return body
 
 
 def decode(data: bytes) -> SavedTable:
@@ -88,11 +111,8 @@ def decode(data: bytes) -> SavedTable:
     Raises:
         UnusableTableError: one bit of it is wrong, or another program wrote it.
     """
-    checksum, _, body = data.partition(b"\n")
-    if hashlib.sha256(body).hexdigest().encode() != checksum:
-        raise UnusableTableError("it is damaged: its sum is wrong")
     try:
-        return msgspec.json.decode(body, type=SavedTable)
+        return msgspec.json.decode(unseal(data), type=SavedTable)
     except msgspec.DecodeError as error:
         raise UnusableTableError(f"it is not of this program, or of a newer one: {error}") from error
 
@@ -109,7 +129,8 @@ def restored(saved: SavedTable, loaded: Mapping[str, LoadedRelease], problems: M
         if found is not binding.told:
             reason = f"release {binding.told.release} of {binding.app} in {binding.environment}: {problems[binding.told.digest]}"
             rejected[key] = Rejected(bound=binding.bound(binding.told), reason=reason)
-    return Table(revision=saved.revision, store_id=saved.store_id, synced=True, active=active, rejected=rejected)
+    policies = {p.environment: Policy(p.environment, p.max_staleness_seconds, p.action) for p in saved.policies}
+    return Table(revision=saved.revision, store_id=saved.store_id, synced=True, active=active, rejected=rejected, policies=policies)
 
 
 def _saved(key: Key, table: Table) -> SavedBinding:

@@ -50,4 +50,5 @@ async def write_events(events: AsyncIterator[Event], send: Send) -> None:
 def _head(started: Event) -> list[tuple[bytes, bytes]]:
     named = [(f"x-{key.replace('_', '-')}".encode(), str(started.data[key]).encode()) for key in NAMED]
     digest, gateway = started.data["digest"], started.data["gateway_id"]
-    return [*HEADERS, *named, (b"x-release-digest", digest.encode()), (b"x-gateway", gateway.encode())]
+    stale = [] if started.stale_seconds is None else [(b"x-stale", b"%d" % started.stale_seconds)]
+    return [*HEADERS, *named, (b"x-release-digest", digest.encode()), (b"x-gateway", gateway.encode()), *stale]

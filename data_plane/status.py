@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime, timedelta
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from data_plane.holder import Holder
+from data_plane.staleness import Staleness
 from data_plane.sync import Sync
 from data_plane.sync_stream import Me
-from data_plane.table import Active, Key, Rejected
+from data_plane.table import Active, Key, Policy, Rejected
+from pointsman.v1.environments_pb2 import Environment
 from pointsman.v1.trigger_pb2 import GetStatusResponse
 
 
 class Status:
     """Describes one gateway process."""
 
-    def __init__(self, holder: Holder, sync: Sync, me: Me, *, control_plane: str, default_environment: str) -> None:
+    def __init__(self, holder: Holder, staleness: Staleness, sync: Sync, me: Me, *, control_plane: str, default_environment: str) -> None:
+        self.staleness = staleness
         self._holder = holder
         self._sync = sync
         self._me = me
@@ -28,12 +30,8 @@ class Status:
 
     @property
     def ready(self) -> bool:
-        """Whether it serves something for everything that it was told is bound."""
-        return self._holder.table.ready
-
-    def staleness_seconds(self) -> float | None:
-        """How long ago the control plane was last heard; None when never by this process."""
-        return None if self._sync.last_heard is None else time.monotonic() - self._sync.last_heard
+        """Whether it serves something for everything that it was told is bound, and is not too stale to be sent traffic."""
+        return self._holder.table.ready and not self.staleness.unready
 
     def describe(self) -> GetStatusResponse:
         """Everything, as it is now."""
@@ -43,7 +41,7 @@ class Status:
             instance_id=self._me.instance_id,
             version=self._me.version,
             revision=table.revision,
-            ready=table.ready,
+            ready=self.ready,
             connected=self._sync.connected,
             control_plane=self._control_plane,
             store_id=table.store_id,
@@ -51,12 +49,21 @@ class Status:
             start_time=_timestamp(self._started),
             default_environment=self._default_environment,
             connection_problem="" if self._sync.connected else self._sync.problem,
+            environments=[self._environment(policy) for _, policy in sorted(table.policies.items())],
         )
-        staleness = self.staleness_seconds()
+        staleness = self.staleness.seconds
         if staleness is not None:
             response.staleness.CopyFrom(_duration(staleness))
             response.last_heard_time.CopyFrom(_timestamp(datetime.now(UTC) - timedelta(seconds=staleness)))
         return response
+
+    def _environment(self, policy: Policy) -> GetStatusResponse.EnvironmentStaleness:
+        return GetStatusResponse.EnvironmentStaleness(
+            environment=policy.environment,
+            max_staleness=_duration(policy.max_staleness_seconds),
+            stale_action=Environment.StaleAction.Value(policy.action.value),
+            stale=policy.environment in self.staleness.stale,
+        )
 
 
 def _loaded(key: Key, active: Active | None, rejected: Rejected | None) -> GetStatusResponse.LoadedBinding:

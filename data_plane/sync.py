@@ -38,7 +38,7 @@ log = structlog.get_logger()
 
 
 class Sync:
-    """Keeps the holder in step with a control plane. `last_heard` is a time.monotonic(), None before the first word."""
+    """Keeps the holder in step with a control plane."""
 
     def __init__(
         self,
@@ -49,11 +49,11 @@ class Sync:
         *,
         blobs: Blobs | None = None,
         on_flip: Callable[[], None] = lambda: None,
+        on_heard: Callable[[], None] = lambda: None,
         jitter: Callable[[float, float], float] = random.uniform,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.connected = False
-        self.last_heard: float | None = None
         self.problem = ""
         """Why there is no stream, or was none the last time; empty once there is one."""
         self.compiler = compiler
@@ -64,6 +64,7 @@ class Sync:
         self._me = me
         self._control_planes = control_planes
         self._on_flip = on_flip
+        self._on_heard = on_heard
 
     async def run(self) -> None:
         """Runs until cancelled."""
@@ -99,7 +100,7 @@ class Sync:
 
     def heard(self) -> None:
         """A sign of life."""
-        self.last_heard = time.monotonic()
+        self._on_heard()
 
     def flipped(self) -> None:
         """The table has changed."""

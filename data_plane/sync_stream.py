@@ -21,8 +21,8 @@ from data_plane.holder import Change, Holder
 from data_plane.loaded import ReleaseUnusableError
 from data_plane.loading import Blobs, Compiler, Loader
 from data_plane.sync_fetch import Fetcher
-from data_plane.table import Bound, Key, Rejected
-from pointsman.v1 import deployments_pb2, gateways_pb2_grpc
+from data_plane.table import Bound, Key, Policy, Rejected, StaleAction
+from pointsman.v1 import deployments_pb2, environments_pb2, gateways_pb2_grpc
 from pointsman.v1 import gateways_pb2 as pb
 
 WELCOME_SECONDS = 10.0
@@ -33,6 +33,7 @@ SILENT_HEARTBEATS = 3
 PATIENCE_SECONDS = 10.0
 # Much longer than any control plane waits for the answer.
 PREPARE_SECONDS = 60.0
+_ACTIONS = {environments_pb2.Environment.StaleAction.Value(action.value): action for action in StaleAction}
 
 log = structlog.get_logger()
 
@@ -101,6 +102,7 @@ class Stream:
         self._told_held: set[str] = set()
         # Told and not flipped to yet.
         self._pending: dict[Key, Bound] = {}
+        self._pending_policies: dict[str, Policy | None] = {}
         self._pending_revision: int | None = None
         self._complete = False
         self._unusable: dict[str, str] = {}
@@ -120,8 +122,9 @@ class Stream:
             self._hello()
             self._start(self._write())
             while (message := await self._next()) is not None:
-                self._link.heard()
                 self._take(message)
+                # Not before: another store's word, which _take refuses, is none.
+                self._link.heard()
         except asyncio.CancelledError:
             # gRPC says so, too, to whoever reads a call that was cancelled here, as _ended does.
             if self._defect is not None:
@@ -230,12 +233,13 @@ class Stream:
     def _update(self, update: pb.SyncResponse.Update) -> None:
         if not self._store_id:
             raise OtherStoreError("it sent an Update and no Welcome")
-        nothing_new = not update.bindings and not update.synced and update.revision <= self._holder.table.revision
-        if nothing_new and self._pending_revision is None:
+        news = update.bindings or update.staleness_policies or update.synced or update.revision > self._holder.table.revision
+        if not news and self._pending_revision is None:
             return
         for binding in update.bindings:
             bound = _bound(binding)
             self._pending[bound.key] = bound
+        self._pending_policies |= {policy.environment: _policy(policy) for policy in update.staleness_policies}
         self._pending_revision = max(update.revision, self._pending_revision or 0)
         self._flip_or_load()
 
@@ -288,10 +292,16 @@ class Stream:
 
     def _flip(self, revision: int) -> None:
         self._stop_waiting()
-        bindings = list(self._pending.values())
-        self._holder.flip(
-            Change(revision=revision, store_id=self._store_id, bindings=bindings, unusable=self._unusable, complete=self._complete)
+        change = Change(
+            revision=revision,
+            store_id=self._store_id,
+            bindings=list(self._pending.values()),
+            unusable=self._unusable,
+            policies=self._pending_policies,
+            complete=self._complete,
         )
+        self._holder.flip(change)
+        self._pending_policies = {}
         self._pending, self._pending_revision, self._unusable, self._complete = {}, None, {}, False
         self._say_held()
         rejections = map(_rejection, self._holder.table.rejected.values())
@@ -334,6 +344,12 @@ def _bound(binding: deployments_pb2.Binding) -> Bound:
     return Bound(
         app=binding.app, environment=binding.environment, release=binding.release, digest=binding.digest, revision=binding.revision
     )
+
+
+def _policy(policy: environments_pb2.StalenessPolicy) -> Policy | None:
+    """None when there is no limit. An action that is not known here, of a newer control plane, is to serve on."""
+    seconds = policy.max_staleness.ToTimedelta().total_seconds()
+    return Policy(policy.environment, seconds, _ACTIONS.get(policy.stale_action, StaleAction.SERVE)) if seconds > 0 else None
 
 
 def _rejection(rejected: Rejected) -> pb.SyncRequest.Rejection:

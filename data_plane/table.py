@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -45,6 +46,24 @@ class Rejected:
     reason: str
 
 
+class StaleAction(enum.Enum):
+    """What to do in an environment that is stale; those of environments.proto."""
+
+    SERVE = "SERVE"
+    FLAG = "FLAG"
+    UNREADY = "UNREADY"
+    REFUSE = "REFUSE"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How an environment treats staleness. One that has no limit has no policy."""
+
+    environment: str
+    max_staleness_seconds: float
+    action: StaleAction
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
     """Everything at one revision. `synced` is False until a control plane, or a copy from disk, has said what is bound."""
@@ -56,6 +75,9 @@ class Table:
     rejected: Mapping[Key, Rejected] = field(default_factory=dict)
     standby: Mapping[Key, tuple[Active, ...]] = field(default_factory=dict)
     """Releases that were served before and are still compiled, newest first: rollbacks and pins find them here."""
+
+    policies: Mapping[str, Policy] = field(default_factory=dict)
+    """By environment."""
 
     @property
     def ready(self) -> bool:

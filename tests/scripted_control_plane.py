@@ -29,6 +29,8 @@ CHUNK_BYTES = 1000
 WAIT_SECONDS = 10.0
 Told = tuple[str, str, str, str]
 """(app, environment, release, digest); an empty release: the binding is gone."""
+Policies = dict[str, tuple[float, str]]
+"""Environment -> (max_staleness in seconds, stale_action); 0 seconds: no limit."""
 
 
 def snapshot_of(config: Config) -> tuple[str, bytes]:
@@ -70,14 +72,19 @@ class ScriptedStream:
         found.heartbeat_interval.FromTimedelta(timedelta(seconds=heartbeat_seconds))
         self.outgoing.put_nowait(pb.SyncResponse(welcome=found))
 
-    def tell(self, revision: int, *told: Told, synced: bool = False) -> None:
+    def tell(self, revision: int, *told: Told, synced: bool = False, policies: Policies | None = None) -> None:
         """An Update; every binding is set at its revision."""
         bindings = [deployments_pb2.Binding(app=a, environment=e, release=r, digest=d, revision=revision) for a, e, r, d in told]
-        self.outgoing.put_nowait(pb.SyncResponse(update=pb.SyncResponse.Update(revision=revision, bindings=bindings, synced=synced)))
+        update = pb.SyncResponse.Update(revision=revision, bindings=bindings, synced=synced)
+        for environment, (seconds, action) in (policies or {}).items():
+            policy = update.staleness_policies.add(environment=environment, stale_action=action)
+            if seconds:
+                policy.max_staleness.FromTimedelta(timedelta(seconds=seconds))
+        self.outgoing.put_nowait(pb.SyncResponse(update=update))
 
-    async def update(self, revision: int, *told: Told, synced: bool = False) -> pb.SyncRequest.Applied:
+    async def update(self, revision: int, *told: Told, synced: bool = False, policies: Policies | None = None) -> pb.SyncRequest.Applied:
         """An Update and its answer."""
-        self.tell(revision, *told, synced=synced)
+        self.tell(revision, *told, synced=synced, policies=policies)
         return await self.applied(revision)
 
     async def applied(self, revision: int) -> pb.SyncRequest.Applied:

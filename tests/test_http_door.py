@@ -13,6 +13,7 @@ from data_plane.http import HttpApp
 from data_plane.loaded import compile_release
 from data_plane.loading import Compiler
 from data_plane.secrets import Secrets
+from data_plane.staleness import Staleness
 from data_plane.status import Status
 from data_plane.steps.base import Clients
 from data_plane.sync import Sync
@@ -73,11 +74,17 @@ class Door:
 async def bare():
     async with ScriptedUpstream().running() as upstream:
         clients, holder = Clients.open(), Holder(lambda: datetime.now(UTC))
+        staleness = Staleness(holder)
         me = Me(gateway_id="g1", instance_id="i", version="1")
         status = Status(
-            holder, Sync(holder, me, [], Compiler(Secrets(environment={}))), me, control_plane="cp:7400", default_environment="production"
+            holder,
+            staleness,
+            Sync(holder, me, [], Compiler(Secrets(environment={}))),
+            me,
+            control_plane="cp:7400",
+            default_environment="production",
         )
-        gateway = Gateway(holder, clients, "g1", "production", "cp:7400")
+        gateway = Gateway(holder, staleness, clients, "g1", "production", "cp:7400")
         server = HttpServer(HttpApp(gateway, status))
         await server.start(Address("127.0.0.1", 0))
         async with httpx2.AsyncClient(base_url=f"http://{server.address}", timeout=20, trust_env=False) as http:

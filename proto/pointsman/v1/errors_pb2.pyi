@@ -86,7 +86,10 @@ class Error(_message.Message):
         TOO_MANY: Error._Reason.ValueType  # 23
         """RESOURCE_EXHAUSTED, 429. Too many at the same time. Metadata: limit, given, and of what."""
         BEHIND: Error._Reason.ValueType  # 24
-        """UNAVAILABLE, 503. This gateway has not reached the revision that the caller named; retry. Metadata: asked, has."""
+        """UNAVAILABLE, 503. This gateway has not reached the revision that the caller named; retry. Metadata: asked, has. Or it has not
+        heard of the control plane for longer than the environment allows. Metadata: environment, staleness_seconds,
+        max_staleness_seconds.
+        """
         NOT_SYNCED: Error._Reason.ValueType  # 25
         """UNAVAILABLE, 503. This gateway has never heard from a control plane and has nothing on disk. Metadata: gateway_id, control_plane."""
         STORE_UNAVAILABLE: Error._Reason.ValueType  # 26
@@ -154,7 +157,10 @@ class Error(_message.Message):
     TOO_MANY: Error.Reason.ValueType  # 23
     """RESOURCE_EXHAUSTED, 429. Too many at the same time. Metadata: limit, given, and of what."""
     BEHIND: Error.Reason.ValueType  # 24
-    """UNAVAILABLE, 503. This gateway has not reached the revision that the caller named; retry. Metadata: asked, has."""
+    """UNAVAILABLE, 503. This gateway has not reached the revision that the caller named; retry. Metadata: asked, has. Or it has not
+    heard of the control plane for longer than the environment allows. Metadata: environment, staleness_seconds,
+    max_staleness_seconds.
+    """
     NOT_SYNCED: Error.Reason.ValueType  # 25
     """UNAVAILABLE, 503. This gateway has never heard from a control plane and has nothing on disk. Metadata: gateway_id, control_plane."""
     STORE_UNAVAILABLE: Error.Reason.ValueType  # 26

@@ -26,9 +26,10 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from pointsman.v1 import environments_pb2 as pointsman_dot_v1_dot_environments__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1apointsman/v1/trigger.proto\x12\x0cpointsman.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc7\x02\n\x0eTriggerRequest\x12\x38\n\x03\x61pp\x18\x01 \x01(\tB+\xbaH(r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\xd8\x01\x01\x12@\n\x0b\x65nvironment\x18\x02 \x01(\tB+\xbaH(r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\xd8\x01\x01\x12\x1c\n\x08\x65ndpoint\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x81\x02\x12&\n\x05input\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\"\n\x0cmin_revision\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00H\x00\x88\x01\x01\x12>\n\x07release\x18\x06 \x01(\tB-\xbaH*r%2#^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$\xd8\x01\x01\x42\x0f\n\r_min_revision\"\xb8\x01\n\x0fTriggerResponse\x12\x14\n\x0c\x65xecution_id\x18\x01 \x01(\t\x12\x0b\n\x03\x61pp\x18\x02 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x03 \x01(\t\x12\x0f\n\x07release\x18\x04 \x01(\t\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\x10\n\x08revision\x18\x06 \x01(\x03\x12\x12\n\ngateway_id\x18\x07 \x01(\t\x12&\n\x06output\x18\x08 \x01(\x0b\x32\x16.google.protobuf.Value\"\xcd\x02\n\x14TriggerStreamRequest\x12\x38\n\x03\x61pp\x18\x01 \x01(\tB+\xbaH(r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\xd8\x01\x01\x12@\n\x0b\x65nvironment\x18\x02 \x01(\tB+\xbaH(r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\xd8\x01\x01\x12\x1c\n\x08\x65ndpoint\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x81\x02\x12&\n\x05input\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\"\n\x0cmin_revision\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00H\x00\x88\x01\x01\x12>\n\x07release\x18\x06 \x01(\tB-\xbaH*r%2#^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$\xd8\x01\x01\x42\x0f\n\r_min_revision\"\x85\t\n\x15TriggerStreamResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12Q\n\x11\x65xecution_started\x18\x02 \x01(\x0b\x32\x34.pointsman.v1.TriggerStreamResponse.ExecutionStartedH\x00\x12G\n\x0cstep_started\x18\x03 \x01(\x0b\x32/.pointsman.v1.TriggerStreamResponse.StepStartedH\x00\x12I\n\rstep_finished\x18\x04 \x01(\x0b\x32\x30.pointsman.v1.TriggerStreamResponse.StepFinishedH\x00\x12G\n\x0coutput_delta\x18\x05 \x01(\x0b\x32/.pointsman.v1.TriggerStreamResponse.OutputDeltaH\x00\x12U\n\x13\x65xecution_completed\x18\x06 \x01(\x0b\x32\x36.pointsman.v1.TriggerStreamResponse.ExecutionCompletedH\x00\x12O\n\x10\x65xecution_failed\x18\x07 \x01(\x0b\x32\x33.pointsman.v1.TriggerStreamResponse.ExecutionFailedH\x00\x1a\x91\x01\n\x10\x45xecutionStarted\x12\x14\n\x0c\x65xecution_id\x18\x01 \x01(\t\x12\x0b\n\x03\x61pp\x18\x02 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x03 \x01(\t\x12\x0f\n\x07release\x18\x04 \x01(\t\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\x10\n\x08revision\x18\x06 \x01(\x03\x12\x12\n\ngateway_id\x18\x07 \x01(\t\x1a\x38\n\x0bStepStarted\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x1a\x8a\x01\n\x0cStepFinished\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\t\x12\x0f\n\x07outcome\x18\x03 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x04 \x01(\x05\x12+\n\x08\x64uration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x65rror\x18\x06 \x01(\t\x1a)\n\x0bOutputDelta\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x1a<\n\x12\x45xecutionCompleted\x12&\n\x06output\x18\x01 \x01(\x0b\x32\x16.google.protobuf.Value\x1a\xb4\x01\n\x0f\x45xecutionFailed\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12Q\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32@.pointsman.v1.TriggerStreamResponse.ExecutionFailed.DetailsEntry\x1a.\n\x0c\x44\x65tailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x07\n\x05\x65vent\"\x12\n\x10GetStatusRequest\"\x8d\x05\n\x11GetStatusResponse\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\x11\n\tconnected\x18\x05 \x01(\x08\x12\x15\n\rcontrol_plane\x18\x06 \x01(\t\x12\x10\n\x08store_id\x18\x07 \x01(\t\x12\x33\n\x0flast_heard_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\tstaleness\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12?\n\x08\x62indings\x18\n \x03(\x0b\x32-.pointsman.v1.GetStatusResponse.LoadedBinding\x12\x13\n\x0binstance_id\x18\x0b \x01(\t\x12.\n\nstart_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x13\x64\x65\x66\x61ult_environment\x18\r \x01(\t\x12\x1a\n\x12\x63onnection_problem\x18\x0e \x01(\t\x1a\xd3\x01\n\rLoadedBinding\x12\x0b\n\x03\x61pp\x18\x01 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\x12\x0f\n\x07release\x18\x03 \x01(\t\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12-\n\tload_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10rejected_release\x18\x07 \x01(\t\x12\x11\n\trejection\x18\x08 \x01(\t\x12\x11\n\tendpoints\x18\t \x03(\t2\xb4\x01\n\x0eTriggerService\x12\x46\n\x07Trigger\x12\x1c.pointsman.v1.TriggerRequest\x1a\x1d.pointsman.v1.TriggerResponse\x12Z\n\rTriggerStream\x12\".pointsman.v1.TriggerStreamRequest\x1a#.pointsman.v1.TriggerStreamResponse0\x01\x32\x64\n\x14GatewayStatusService\x12L\n\tGetStatus\x12\x1e.pointsman.v1.GetStatusRequest\x1a\x1f.pointsman.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1apointsman/v1/trigger.proto\x12\x0cpointsman.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fpointsman/v1/environments.proto\"\xc7\x02\n\x0eTriggerRequest\x12\x38\n\x03\x61pp\x18\x01 \x01(\tB+\xbaH(r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\xd8\x01\x01\x12@\n\x0b\x65nvironment\x18\x02 \x01(\tB+\xbaH(r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\xd8\x01\x01\x12\x1c\n\x08\x65ndpoint\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x81\x02\x12&\n\x05input\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\"\n\x0cmin_revision\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00H\x00\x88\x01\x01\x12>\n\x07release\x18\x06 \x01(\tB-\xbaH*r%2#^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$\xd8\x01\x01\x42\x0f\n\r_min_revision\"\xb8\x01\n\x0fTriggerResponse\x12\x14\n\x0c\x65xecution_id\x18\x01 \x01(\t\x12\x0b\n\x03\x61pp\x18\x02 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x03 \x01(\t\x12\x0f\n\x07release\x18\x04 \x01(\t\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\x10\n\x08revision\x18\x06 \x01(\x03\x12\x12\n\ngateway_id\x18\x07 \x01(\t\x12&\n\x06output\x18\x08 \x01(\x0b\x32\x16.google.protobuf.Value\"\xcd\x02\n\x14TriggerStreamRequest\x12\x38\n\x03\x61pp\x18\x01 \x01(\tB+\xbaH(r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\xd8\x01\x01\x12@\n\x0b\x65nvironment\x18\x02 \x01(\tB+\xbaH(r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\xd8\x01\x01\x12\x1c\n\x08\x65ndpoint\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x81\x02\x12&\n\x05input\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\"\n\x0cmin_revision\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00H\x00\x88\x01\x01\x12>\n\x07release\x18\x06 \x01(\tB-\xbaH*r%2#^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$\xd8\x01\x01\x42\x0f\n\r_min_revision\"\x85\t\n\x15TriggerStreamResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12Q\n\x11\x65xecution_started\x18\x02 \x01(\x0b\x32\x34.pointsman.v1.TriggerStreamResponse.ExecutionStartedH\x00\x12G\n\x0cstep_started\x18\x03 \x01(\x0b\x32/.pointsman.v1.TriggerStreamResponse.StepStartedH\x00\x12I\n\rstep_finished\x18\x04 \x01(\x0b\x32\x30.pointsman.v1.TriggerStreamResponse.StepFinishedH\x00\x12G\n\x0coutput_delta\x18\x05 \x01(\x0b\x32/.pointsman.v1.TriggerStreamResponse.OutputDeltaH\x00\x12U\n\x13\x65xecution_completed\x18\x06 \x01(\x0b\x32\x36.pointsman.v1.TriggerStreamResponse.ExecutionCompletedH\x00\x12O\n\x10\x65xecution_failed\x18\x07 \x01(\x0b\x32\x33.pointsman.v1.TriggerStreamResponse.ExecutionFailedH\x00\x1a\x91\x01\n\x10\x45xecutionStarted\x12\x14\n\x0c\x65xecution_id\x18\x01 \x01(\t\x12\x0b\n\x03\x61pp\x18\x02 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x03 \x01(\t\x12\x0f\n\x07release\x18\x04 \x01(\t\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\x10\n\x08revision\x18\x06 \x01(\x03\x12\x12\n\ngateway_id\x18\x07 \x01(\t\x1a\x38\n\x0bStepStarted\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x1a\x8a\x01\n\x0cStepFinished\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\t\x12\x0f\n\x07outcome\x18\x03 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x04 \x01(\x05\x12+\n\x08\x64uration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x65rror\x18\x06 \x01(\t\x1a)\n\x0bOutputDelta\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x1a<\n\x12\x45xecutionCompleted\x12&\n\x06output\x18\x01 \x01(\x0b\x32\x16.google.protobuf.Value\x1a\xb4\x01\n\x0f\x45xecutionFailed\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12Q\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32@.pointsman.v1.TriggerStreamResponse.ExecutionFailed.DetailsEntry\x1a.\n\x0c\x44\x65tailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x07\n\x05\x65vent\"\x12\n\x10GetStatusRequest\"\x85\x07\n\x11GetStatusResponse\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\x11\n\tconnected\x18\x05 \x01(\x08\x12\x15\n\rcontrol_plane\x18\x06 \x01(\t\x12\x10\n\x08store_id\x18\x07 \x01(\t\x12\x33\n\x0flast_heard_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\tstaleness\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12?\n\x08\x62indings\x18\n \x03(\x0b\x32-.pointsman.v1.GetStatusResponse.LoadedBinding\x12\x13\n\x0binstance_id\x18\x0b \x01(\t\x12.\n\nstart_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x13\x64\x65\x66\x61ult_environment\x18\r \x01(\t\x12\x1a\n\x12\x63onnection_problem\x18\x0e \x01(\t\x12J\n\x0c\x65nvironments\x18\x0f \x03(\x0b\x32\x34.pointsman.v1.GetStatusResponse.EnvironmentStaleness\x1a\xd3\x01\n\rLoadedBinding\x12\x0b\n\x03\x61pp\x18\x01 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\x12\x0f\n\x07release\x18\x03 \x01(\t\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12-\n\tload_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10rejected_release\x18\x07 \x01(\t\x12\x11\n\trejection\x18\x08 \x01(\t\x12\x11\n\tendpoints\x18\t \x03(\t\x1a\xa9\x01\n\x14\x45nvironmentStaleness\x12\x13\n\x0b\x65nvironment\x18\x01 \x01(\t\x12\x30\n\rmax_staleness\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12;\n\x0cstale_action\x18\x03 \x01(\x0e\x32%.pointsman.v1.Environment.StaleAction\x12\r\n\x05stale\x18\x04 \x01(\x08\x32\xb4\x01\n\x0eTriggerService\x12\x46\n\x07Trigger\x12\x1c.pointsman.v1.TriggerRequest\x1a\x1d.pointsman.v1.TriggerResponse\x12Z\n\rTriggerStream\x12\".pointsman.v1.TriggerStreamRequest\x1a#.pointsman.v1.TriggerStreamResponse0\x01\x32\x64\n\x14GatewayStatusService\x12L\n\tGetStatus\x12\x1e.pointsman.v1.GetStatusRequest\x1a\x1f.pointsman.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -57,36 +58,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRIGGERSTREAMREQUEST'].fields_by_name['release']._serialized_options = b'\272H*r%2#^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$\330\001\001'
   _globals['_TRIGGERSTREAMRESPONSE_EXECUTIONFAILED_DETAILSENTRY']._loaded_options = None
   _globals['_TRIGGERSTREAMRESPONSE_EXECUTIONFAILED_DETAILSENTRY']._serialized_options = b'8\001'
-  _globals['_TRIGGERREQUEST']._serialized_start=169
-  _globals['_TRIGGERREQUEST']._serialized_end=496
-  _globals['_TRIGGERRESPONSE']._serialized_start=499
-  _globals['_TRIGGERRESPONSE']._serialized_end=683
-  _globals['_TRIGGERSTREAMREQUEST']._serialized_start=686
-  _globals['_TRIGGERSTREAMREQUEST']._serialized_end=1019
-  _globals['_TRIGGERSTREAMRESPONSE']._serialized_start=1022
-  _globals['_TRIGGERSTREAMRESPONSE']._serialized_end=2179
-  _globals['_TRIGGERSTREAMRESPONSE_EXECUTIONSTARTED']._serialized_start=1538
-  _globals['_TRIGGERSTREAMRESPONSE_EXECUTIONSTARTED']._serialized_end=1683
-  _globals['_TRIGGERSTREAMRESPONSE_STEPSTARTED']._serialized_start=1685
-  _globals['_TRIGGERSTREAMRESPONSE_STEPSTARTED']._serialized_end=1741
-  _globals['_TRIGGERSTREAMRESPONSE_STEPFINISHED']._serialized_start=1744
-  _globals['_TRIGGERSTREAMRESPONSE_STEPFINISHED']._serialized_end=1882
-  _globals['_TRIGGERSTREAMRESPONSE_OUTPUTDELTA']._serialized_start=1884
-  _globals['_TRIGGERSTREAMRESPONSE_OUTPUTDELTA']._serialized_end=1925
-  _globals['_TRIGGERSTREAMRESPONSE_EXECUTIONCOMPLETED']._serialized_start=1927
-  _globals['_TRIGGERSTREAMRESPONSE_EXECUTIONCOMPLETED']._serialized_end=1987
-  _globals['_TRIGGERSTREAMRESPONSE_EXECUTIONFAILED']._serialized_start=1990
-  _globals['_TRIGGERSTREAMRESPONSE_EXECUTIONFAILED']._serialized_end=2170
-  _globals['_TRIGGERSTREAMRESPONSE_EXECUTIONFAILED_DETAILSENTRY']._serialized_start=2124
-  _globals['_TRIGGERSTREAMRESPONSE_EXECUTIONFAILED_DETAILSENTRY']._serialized_end=2170
-  _globals['_GETSTATUSREQUEST']._serialized_start=2181
-  _globals['_GETSTATUSREQUEST']._serialized_end=2199
-  _globals['_GETSTATUSRESPONSE']._serialized_start=2202
-  _globals['_GETSTATUSRESPONSE']._serialized_end=2855
-  _globals['_GETSTATUSRESPONSE_LOADEDBINDING']._serialized_start=2644
-  _globals['_GETSTATUSRESPONSE_LOADEDBINDING']._serialized_end=2855
-  _globals['_TRIGGERSERVICE']._serialized_start=2858
-  _globals['_TRIGGERSERVICE']._serialized_end=3038
-  _globals['_GATEWAYSTATUSSERVICE']._serialized_start=3040
-  _globals['_GATEWAYSTATUSSERVICE']._serialized_end=3140
+  _globals['_TRIGGERREQUEST']._serialized_start=202
+  _globals['_TRIGGERREQUEST']._serialized_end=529
+  _globals['_TRIGGERRESPONSE']._serialized_start=532
+  _globals['_TRIGGERRESPONSE']._serialized_end=716
+  _globals['_TRIGGERSTREAMREQUEST']._serialized_start=719
+  _globals['_TRIGGERSTREAMREQUEST']._serialized_end=1052
+  _globals['_TRIGGERSTREAMRESPONSE']._serialized_start=1055
+  _globals['_TRIGGERSTREAMRESPONSE']._serialized_end=2212
+  _globals['_TRIGGERSTREAMRESPONSE_EXECUTIONSTARTED']._serialized_start=1571
+  _globals['_TRIGGERSTREAMRESPONSE_EXECUTIONSTARTED']._serialized_end=1716
+  _globals['_TRIGGERSTREAMRESPONSE_STEPSTARTED']._serialized_start=1718
+  _globals['_TRIGGERSTREAMRESPONSE_STEPSTARTED']._serialized_end=1774
+  _globals['_TRIGGERSTREAMRESPONSE_STEPFINISHED']._serialized_start=1777
+  _globals['_TRIGGERSTREAMRESPONSE_STEPFINISHED']._serialized_end=1915
+  _globals['_TRIGGERSTREAMRESPONSE_OUTPUTDELTA']._serialized_start=1917
+  _globals['_TRIGGERSTREAMRESPONSE_OUTPUTDELTA']._serialized_end=1958
+  _globals['_TRIGGERSTREAMRESPONSE_EXECUTIONCOMPLETED']._serialized_start=1960
+  _globals['_TRIGGERSTREAMRESPONSE_EXECUTIONCOMPLETED']._serialized_end=2020
+  _globals['_TRIGGERSTREAMRESPONSE_EXECUTIONFAILED']._serialized_start=2023
+  _globals['_TRIGGERSTREAMRESPONSE_EXECUTIONFAILED']._serialized_end=2203
+  _globals['_TRIGGERSTREAMRESPONSE_EXECUTIONFAILED_DETAILSENTRY']._serialized_start=2157
+  _globals['_TRIGGERSTREAMRESPONSE_EXECUTIONFAILED_DETAILSENTRY']._serialized_end=2203
+  _globals['_GETSTATUSREQUEST']._serialized_start=2214
+  _globals['_GETSTATUSREQUEST']._serialized_end=2232
+  _globals['_GETSTATUSRESPONSE']._serialized_start=2235
+  _globals['_GETSTATUSRESPONSE']._serialized_end=3136
+  _globals['_GETSTATUSRESPONSE_LOADEDBINDING']._serialized_start=2753
+  _globals['_GETSTATUSRESPONSE_LOADEDBINDING']._serialized_end=2964
+  _globals['_GETSTATUSRESPONSE_ENVIRONMENTSTALENESS']._serialized_start=2967
+  _globals['_GETSTATUSRESPONSE_ENVIRONMENTSTALENESS']._serialized_end=3136
+  _globals['_TRIGGERSERVICE']._serialized_start=3139
+  _globals['_TRIGGERSERVICE']._serialized_end=3319
+  _globals['_GATEWAYSTATUSSERVICE']._serialized_start=3321
+  _globals['_GATEWAYSTATUSSERVICE']._serialized_end=3421
 # @@protoc_insertion_point(module_scope)

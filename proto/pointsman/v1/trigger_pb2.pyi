@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from pointsman.v1 import environments_pb2 as _environments_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -516,6 +517,40 @@ class GetStatusResponse(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class EnvironmentStaleness(_message.Message):
+        """How an environment treats staleness, and whether it is stale now."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        ENVIRONMENT_FIELD_NUMBER: _builtins.int
+        MAX_STALENESS_FIELD_NUMBER: _builtins.int
+        STALE_ACTION_FIELD_NUMBER: _builtins.int
+        STALE_FIELD_NUMBER: _builtins.int
+        environment: _builtins.str
+        """Which one."""
+        stale_action: _environments_pb2.Environment.StaleAction.ValueType
+        """As Environment.stale_action."""
+        stale: _builtins.bool
+        """Whether the control plane was last heard longer ago than that."""
+        @_builtins.property
+        def max_staleness(self) -> _duration_pb2.Duration:
+            """As Environment.max_staleness."""
+
+        def __init__(
+            self,
+            *,
+            environment: _builtins.str = ...,
+            max_staleness: _duration_pb2.Duration | None = ...,
+            stale_action: _environments_pb2.Environment.StaleAction.ValueType = ...,
+            stale: _builtins.bool = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["max_staleness", b"max_staleness"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["environment", b"environment", "max_staleness", b"max_staleness", "stale", b"stale", "stale_action", b"stale_action"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     GATEWAY_ID_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
@@ -530,6 +565,7 @@ class GetStatusResponse(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     DEFAULT_ENVIRONMENT_FIELD_NUMBER: _builtins.int
     CONNECTION_PROBLEM_FIELD_NUMBER: _builtins.int
+    ENVIRONMENTS_FIELD_NUMBER: _builtins.int
     gateway_id: _builtins.str
     """The name it was given."""
     version: _builtins.str
@@ -537,7 +573,7 @@ class GetStatusResponse(_message.Message):
     revision: _builtins.int
     """Up to which everything has been applied."""
     ready: _builtins.bool
-    """Whether it holds everything that it was told is bound."""
+    """Whether it holds everything that it was told is bound, and no environment that is bound and stale says UNREADY."""
     connected: _builtins.bool
     """Whether the stream to the control plane is open now."""
     control_plane: _builtins.str
@@ -552,11 +588,11 @@ class GetStatusResponse(_message.Message):
     """Why the stream to the control plane is not open, for a person; empty when it is."""
     @_builtins.property
     def last_heard_time(self) -> _timestamp_pb2.Timestamp:
-        """When the control plane was last heard; absent: never by this process."""
+        """When the control plane was last heard, by this process or the one that left its state on disk; absent: never."""
 
     @_builtins.property
     def staleness(self) -> _duration_pb2.Duration:
-        """How long ago that is; absent: never by this process."""
+        """How long ago that is."""
 
     @_builtins.property
     def bindings(self) -> _containers.RepeatedCompositeFieldContainer[Global___GetStatusResponse.LoadedBinding]:
@@ -565,6 +601,10 @@ class GetStatusResponse(_message.Message):
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When the process started."""
+
+    @_builtins.property
+    def environments(self) -> _containers.RepeatedCompositeFieldContainer[Global___GetStatusResponse.EnvironmentStaleness]:
+        """Environments that have a limit of staleness, sorted."""
 
     def __init__(
         self,
@@ -583,10 +623,11 @@ class GetStatusResponse(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         default_environment: _builtins.str = ...,
         connection_problem: _builtins.str = ...,
+        environments: _abc.Iterable[Global___GetStatusResponse.EnvironmentStaleness] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_heard_time", b"last_heard_time", "staleness", b"staleness", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bindings", b"bindings", "connected", b"connected", "connection_problem", b"connection_problem", "control_plane", b"control_plane", "default_environment", b"default_environment", "gateway_id", b"gateway_id", "instance_id", b"instance_id", "last_heard_time", b"last_heard_time", "ready", b"ready", "revision", b"revision", "staleness", b"staleness", "start_time", b"start_time", "store_id", b"store_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bindings", b"bindings", "connected", b"connected", "connection_problem", b"connection_problem", "control_plane", b"control_plane", "default_environment", b"default_environment", "environments", b"environments", "gateway_id", b"gateway_id", "instance_id", b"instance_id", "last_heard_time", b"last_heard_time", "ready", b"ready", "revision", b"revision", "staleness", b"staleness", "start_time", b"start_time", "store_id", b"store_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
