@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import signal
 import time
 
 import grpc
@@ -215,6 +217,42 @@ async def test_a_replica_killed_while_it_prepares_is_soon_not_waited_for(replica
         assert time.monotonic() - killed < 6
         assert (rollout.gateways_total, rollout.gateways_applied) == (1, 1)
         await a.sees("at-a")
+
+
+async def test_a_replica_that_hangs_is_soon_not_waited_for_and_catches_up_when_it_goes_on(replicas):
+    a, b = replicas
+    async with connected(a, "at-a"), connected(b, "at-b") as there:
+        await a.sees("at-a", "at-b")
+        app = await a.plane.create_app(v1=marked("v1"))
+        os.kill(b.server.pid, signal.SIGSTOP)
+        try:
+            started = time.monotonic()
+            rollout = (await a.plane.deploy(app, "v1", wait=Duration(seconds=30))).rollout
+            assert time.monotonic() - started < 6
+            assert (rollout.gateways_total, rollout.gateways_applied) == (1, 1)
+        finally:
+            os.kill(b.server.pid, signal.SIGCONT)
+        await eventually(lambda: there.bindings.get((app, "production")) == "v1")
+        await a.sees("at-a", "at-b")
+
+
+async def test_force_asks_no_replica_and_the_rollout_counts_all_the_same(pair):
+    a, b, _ = pair
+    asked = []
+
+    def refuse(digest):
+        asked.append(digest)
+        return "no"
+
+    async with connected(b, "at-b", refuse=refuse):
+        await a.sees("at-b")
+        app = await a.plane.create_app(v1=marked("v1"))
+        assert (await refused(a.plane.deploy(app, "v1", validate_only=True))).reason == "RELEASE_REJECTED"
+        assert asked
+        asked.clear()
+        rollout = (await a.plane.deploy(app, "v1", force=True)).rollout
+        assert (rollout.gateways_total, rollout.gateways_applied) == (1, 1)
+        assert asked == []
 
 
 async def test_a_replica_that_stops_leaves_and_is_not_waited_for_at_all(replicas, postgres_server, database):
