@@ -74,7 +74,8 @@ async def serve(settings: Settings, stop: asyncio.Event, *, is_worker: bool = Fa
         staleness.on_change = readiness.check
         gateway = Gateway(holder, staleness, clients, settings.gateway_id, settings.default_environment, settings.control_plane)
         trigger_pb2_grpc.add_TriggerServiceServicer_to_server(TriggerServicer(gateway), grpc_server.services)
-        trigger_pb2_grpc.add_GatewayStatusServiceServicer_to_server(GatewayStatusServicer(status), grpc_server.services)
+        statuses = GatewayStatusServicer(status, sync.outage, settings.gateway_id)
+        trigger_pb2_grpc.add_GatewayStatusServiceServicer_to_server(statuses, grpc_server.services)
 
         if disk is not None and heard_file is not None:
             await disk.load(holder, compiler)

@@ -11,6 +11,7 @@ from google.protobuf import json_format
 from data_plane.gateway import Gateway
 from data_plane.http import MAX_BODY_BYTES
 from data_plane.lookup import Asked
+from data_plane.outage import Outage
 from data_plane.status import Status
 from data_plane.streaming import told
 from pointsman.errors import InvalidInput, TooLarge, Violation
@@ -79,11 +80,18 @@ def _asked(request: pb.TriggerRequest | pb.TriggerStreamRequest, context: Contex
 
 
 class GatewayStatusServicer(trigger_pb2_grpc.GatewayStatusServiceServicer):
-    """Tells the status."""
+    """Tells the status, and takes part in drills."""
 
-    def __init__(self, status: Status) -> None:
+    def __init__(self, status: Status, outage: Outage, gateway_id: str) -> None:
         self._status = status
+        self._outage = outage
+        self._gateway_id = gateway_id
 
     async def GetStatus(self, _request: pb.GetStatusRequest, _context: object) -> pb.GetStatusResponse:
         """See trigger.proto."""
         return self._status.describe()
+
+    async def SimulateOutage(self, request: pb.SimulateOutageRequest, _context: object) -> pb.SimulateOutageResponse:
+        """See trigger.proto."""
+        self._outage.simulate(request.duration.ToTimedelta().total_seconds())
+        return pb.SimulateOutageResponse(gateway_id=self._gateway_id, end_time=self._status.outage_end_time())

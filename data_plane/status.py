@@ -33,6 +33,11 @@ class Status:
         """Whether it serves something for everything that it was told is bound, and is not too stale to be sent traffic."""
         return self._holder.table.ready and not self.staleness.unready
 
+    def outage_end_time(self) -> Timestamp | None:
+        """When the simulated outage ends; None when there is none."""
+        left = self._sync.outage.seconds_left
+        return _timestamp(datetime.now(UTC) + timedelta(seconds=left)) if left else None
+
     def describe(self) -> GetStatusResponse:
         """Everything, as it is now."""
         table = self._holder.table
@@ -49,6 +54,7 @@ class Status:
             start_time=_timestamp(self._started),
             default_environment=self._default_environment,
             connection_problem="" if self._sync.connected else self._sync.problem,
+            outage_end_time=self.outage_end_time(),
             environments=[self._environment(policy) for _, policy in sorted(table.policies.items())],
         )
         staleness = self.staleness.seconds

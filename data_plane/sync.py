@@ -17,6 +17,7 @@ import structlog
 
 from data_plane.holder import Holder
 from data_plane.loading import Blobs, Compiler
+from data_plane.outage import Outage, SimulatedOutageError
 from data_plane.sync_stream import Me, MovedError, OtherStoreError, SilentError, Stream
 from pointsman.settings import Address
 
@@ -53,6 +54,7 @@ class Sync:
         jitter: Callable[[float, float], float] = random.uniform,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        self.outage = Outage()
         self.connected = False
         self.problem = ""
         """Why there is no stream, or was none the last time; empty once there is one."""
@@ -70,6 +72,7 @@ class Sync:
         """Runs until cancelled."""
         failures = 0
         for address in itertools.cycle(self._control_planes):
+            await self.outage.over()
             began = time.monotonic()
             seconds: float | None = None
             try:
@@ -78,6 +81,9 @@ class Sync:
             except MovedError as moved:
                 log.info("the control plane asked to move", control_plane=str(address), within_seconds=moved.seconds_left)
                 seconds = moved.seconds_left
+            except SimulatedOutageError:
+                self._tell(address, "an outage is simulated")
+                seconds = 0.0
             except (grpc.aio.AioRpcError, SilentError, OtherStoreError) as error:
                 self._tell(address, _problem(error))
             except Exception:
@@ -89,7 +95,7 @@ class Sync:
             await self.pause(backoff_seconds(failures, len(self._control_planes), self.jitter) if seconds is None else seconds)
 
     async def _converse(self, address: Address) -> None:
-        async with grpc.aio.insecure_channel(str(address), options=CHANNEL_OPTIONS) as channel:
+        async with self.outage.cuts(), grpc.aio.insecure_channel(str(address), options=CHANNEL_OPTIONS) as channel:
             await Stream(self, self._holder, self._me, channel).run()
 
     def welcomed(self) -> None:

@@ -64,6 +64,7 @@ COMMANDS = {
     "watch": ("control_plane.cli.watching:watch", "Follow what is live."),
     "gateways": ("control_plane.cli.status:gateways", "The gateways and how far they are."),
     "trigger": ("control_plane.cli.triggers:trigger", "Run an endpoint."),
+    "drill": ("control_plane.cli.drills:command", "Rehearse failures: gateways without their control plane."),
     "environment": ("control_plane.cli.environments:command", "Environments: create, list, update, delete."),
     "backup": ("control_plane.cli:backup", "Copy a SQLite store while it is used."),
     "copy-store": ("control_plane.cli:copy_store", "Move an installation to another store."),

@@ -566,6 +566,7 @@ class GetStatusResponse(_message.Message):
     DEFAULT_ENVIRONMENT_FIELD_NUMBER: _builtins.int
     CONNECTION_PROBLEM_FIELD_NUMBER: _builtins.int
     ENVIRONMENTS_FIELD_NUMBER: _builtins.int
+    OUTAGE_END_TIME_FIELD_NUMBER: _builtins.int
     gateway_id: _builtins.str
     """The name it was given."""
     version: _builtins.str
@@ -606,6 +607,10 @@ class GetStatusResponse(_message.Message):
     def environments(self) -> _containers.RepeatedCompositeFieldContainer[Global___GetStatusResponse.EnvironmentStaleness]:
         """Environments that have a limit of staleness, sorted."""
 
+    @_builtins.property
+    def outage_end_time(self) -> _timestamp_pb2.Timestamp:
+        """When the outage that is simulated ends; absent: none is."""
+
     def __init__(
         self,
         *,
@@ -624,11 +629,64 @@ class GetStatusResponse(_message.Message):
         default_environment: _builtins.str = ...,
         connection_problem: _builtins.str = ...,
         environments: _abc.Iterable[Global___GetStatusResponse.EnvironmentStaleness] | None = ...,
+        outage_end_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["last_heard_time", b"last_heard_time", "staleness", b"staleness", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_heard_time", b"last_heard_time", "outage_end_time", b"outage_end_time", "staleness", b"staleness", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bindings", b"bindings", "connected", b"connected", "connection_problem", b"connection_problem", "control_plane", b"control_plane", "default_environment", b"default_environment", "environments", b"environments", "gateway_id", b"gateway_id", "instance_id", b"instance_id", "last_heard_time", b"last_heard_time", "ready", b"ready", "revision", b"revision", "staleness", b"staleness", "start_time", b"start_time", "store_id", b"store_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bindings", b"bindings", "connected", b"connected", "connection_problem", b"connection_problem", "control_plane", b"control_plane", "default_environment", b"default_environment", "environments", b"environments", "gateway_id", b"gateway_id", "instance_id", b"instance_id", "last_heard_time", b"last_heard_time", "outage_end_time", b"outage_end_time", "ready", b"ready", "revision", b"revision", "staleness", b"staleness", "start_time", b"start_time", "store_id", b"store_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class SimulateOutageRequest(_message.Message):
+    """Asks for an outage of the control plane, as far as this gateway can see."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DURATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """From now on, at most 10 minutes; 0 ends the one that goes on."""
+
+    def __init__(
+        self,
+        *,
+        duration: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SimulateOutageRequest: _TypeAlias = SimulateOutageRequest  # noqa: Y015
+
+@_typing.final
+class SimulateOutageResponse(_message.Message):
+    """What is simulated now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GATEWAY_ID_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    gateway_id: _builtins.str
+    """Who does."""
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When the outage ends by itself; absent: there is none."""
+
+    def __init__(
+        self,
+        *,
+        gateway_id: _builtins.str = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "gateway_id", b"gateway_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SimulateOutageResponse: _TypeAlias = SimulateOutageResponse  # noqa: Y015

@@ -151,7 +151,7 @@ class TriggerService:
 
 
 class GatewayStatusServiceStub:
-    """What a gateway holds.
+    """What a gateway holds, and drills with it.
     """
 
     def __init__(self, channel):
@@ -165,14 +165,27 @@ class GatewayStatusServiceStub:
                 request_serializer=pointsman_dot_v1_dot_trigger__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=pointsman_dot_v1_dot_trigger__pb2.GetStatusResponse.FromString,
                 _registered_method=True)
+        self.SimulateOutage = channel.unary_unary(
+                '/pointsman.v1.GatewayStatusService/SimulateOutage',
+                request_serializer=pointsman_dot_v1_dot_trigger__pb2.SimulateOutageRequest.SerializeToString,
+                response_deserializer=pointsman_dot_v1_dot_trigger__pb2.SimulateOutageResponse.FromString,
+                _registered_method=True)
 
 
 class GatewayStatusServiceServicer:
-    """What a gateway holds.
+    """What a gateway holds, and drills with it.
     """
 
     def GetStatus(self, request, context):
         """Returns what is loaded and how the connection to the control plane is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SimulateOutage(self, request, context):
+        """A drill: makes the gateway behave as if the control plane were gone, for a time; a new call takes the place of the one before.
+        Of several workers it is one that is asked. Errors: INVALID_FIELD.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -186,6 +199,11 @@ def add_GatewayStatusServiceServicer_to_server(servicer, server):
                     request_deserializer=pointsman_dot_v1_dot_trigger__pb2.GetStatusRequest.FromString,
                     response_serializer=pointsman_dot_v1_dot_trigger__pb2.GetStatusResponse.SerializeToString,
             ),
+            'SimulateOutage': grpc.unary_unary_rpc_method_handler(
+                    servicer.SimulateOutage,
+                    request_deserializer=pointsman_dot_v1_dot_trigger__pb2.SimulateOutageRequest.FromString,
+                    response_serializer=pointsman_dot_v1_dot_trigger__pb2.SimulateOutageResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'pointsman.v1.GatewayStatusService', rpc_method_handlers)
@@ -195,7 +213,7 @@ def add_GatewayStatusServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GatewayStatusService:
-    """What a gateway holds.
+    """What a gateway holds, and drills with it.
     """
 
     @staticmethod
@@ -215,6 +233,33 @@ class GatewayStatusService:
             '/pointsman.v1.GatewayStatusService/GetStatus',
             pointsman_dot_v1_dot_trigger__pb2.GetStatusRequest.SerializeToString,
             pointsman_dot_v1_dot_trigger__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SimulateOutage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pointsman.v1.GatewayStatusService/SimulateOutage',
+            pointsman_dot_v1_dot_trigger__pb2.SimulateOutageRequest.SerializeToString,
+            pointsman_dot_v1_dot_trigger__pb2.SimulateOutageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -91,7 +91,7 @@ class TriggerServiceServicer(metaclass=_abc_1.ABCMeta):
 def add_TriggerServiceServicer_to_server(servicer: TriggerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class GatewayStatusServiceStub:
-    """What a gateway holds."""
+    """What a gateway holds, and drills with it."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -99,17 +99,25 @@ class GatewayStatusServiceStub:
     def __new__(cls, channel: _aio.Channel) -> GatewayStatusServiceAsyncStub: ...
     GetStatus: _grpc.UnaryUnaryMultiCallable[_trigger_pb2.GetStatusRequest, _trigger_pb2.GetStatusResponse]
     """Returns what is loaded and how the connection to the control plane is."""
+    SimulateOutage: _grpc.UnaryUnaryMultiCallable[_trigger_pb2.SimulateOutageRequest, _trigger_pb2.SimulateOutageResponse]
+    """A drill: makes the gateway behave as if the control plane were gone, for a time; a new call takes the place of the one before.
+    Of several workers it is one that is asked. Errors: INVALID_FIELD.
+    """
 
 @_typing.type_check_only
 class GatewayStatusServiceAsyncStub(GatewayStatusServiceStub):
-    """What a gateway holds."""
+    """What a gateway holds, and drills with it."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetStatus: _aio.UnaryUnaryMultiCallable[_trigger_pb2.GetStatusRequest, _trigger_pb2.GetStatusResponse]  # type: ignore[assignment]
     """Returns what is loaded and how the connection to the control plane is."""
+    SimulateOutage: _aio.UnaryUnaryMultiCallable[_trigger_pb2.SimulateOutageRequest, _trigger_pb2.SimulateOutageResponse]  # type: ignore[assignment]
+    """A drill: makes the gateway behave as if the control plane were gone, for a time; a new call takes the place of the one before.
+    Of several workers it is one that is asked. Errors: INVALID_FIELD.
+    """
 
 class GatewayStatusServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What a gateway holds."""
+    """What a gateway holds, and drills with it."""
 
     @_abc_1.abstractmethod
     def GetStatus(
@@ -118,5 +126,15 @@ class GatewayStatusServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_trigger_pb2.GetStatusResponse, _abc.Awaitable[_trigger_pb2.GetStatusResponse]]:
         """Returns what is loaded and how the connection to the control plane is."""
+
+    @_abc_1.abstractmethod
+    def SimulateOutage(
+        self,
+        request: _trigger_pb2.SimulateOutageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trigger_pb2.SimulateOutageResponse, _abc.Awaitable[_trigger_pb2.SimulateOutageResponse]]:
+        """A drill: makes the gateway behave as if the control plane were gone, for a time; a new call takes the place of the one before.
+        Of several workers it is one that is asked. Errors: INVALID_FIELD.
+        """
 
 def add_GatewayStatusServiceServicer_to_server(servicer: GatewayStatusServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
