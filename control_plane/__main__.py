@@ -23,6 +23,7 @@ from control_plane.service.deployments import Deployments
 from control_plane.service.environments import Environments
 from control_plane.service.past import Past
 from control_plane.service.releases import Releases
+from control_plane.service.retention import Retention
 from control_plane.storage import CannotOpenStore, open_peers, open_store
 from pointsman.serving import GrpcServer, StartupError, run
 from pointsman.settings import settings_options
@@ -66,7 +67,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         server = grpc_server.services
         apps_pb2_grpc.add_AppServiceServicer_to_server(AppServicer(Apps(store, utc_now)), server)
         environments_pb2_grpc.add_EnvironmentServiceServicer_to_server(EnvironmentServicer(Environments(store, utc_now)), server)
-        releases_pb2_grpc.add_ReleaseServiceServicer_to_server(ReleaseServicer(releases), server)
+        releases_pb2_grpc.add_ReleaseServiceServicer_to_server(ReleaseServicer(releases, Retention(store, utc_now)), server)
         deployments_pb2_grpc.add_DeploymentServiceServicer_to_server(DeploymentServicer(deployments, Past(store), hub), server)
         gateways_pb2_grpc.add_GatewayServiceServicer_to_server(GatewayServicer(gateways, hub, releases, store.store_id), server)
         files = (apps_pb2, environments_pb2, releases_pb2, deployments_pb2, gateways_pb2)

@@ -78,6 +78,18 @@ class Release:
     created_by: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruning:
+    """What is left of a release that was pruned: the record that it was there, and what it held."""
+
+    app: str
+    tag: str
+    digest: str
+    size_bytes: int
+    prune_time: datetime
+    pruned_by: str
+
+
 class ReleaseState(enum.Enum):
     """Where a release stands; derived from bindings, never stored."""
 

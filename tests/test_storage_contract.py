@@ -11,7 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from control_plane.model import Action, App, Deployment, Draft, Environment, Release, RememberedRequest, StaleAction, StalenessPolicy
+from control_plane.model import (
+    Action,
+    App,
+    Deployment,
+    Draft,
+    Environment,
+    Pruning,
+    Release,
+    RememberedRequest,
+    StaleAction,
+    StalenessPolicy,
+)
 from control_plane.storage import open_store
 from control_plane.storage.base import Store, Transaction
 from tests.eventually import eventually
@@ -50,6 +61,11 @@ def an_app(app: str = "shop", **more: object) -> App:
 
 def a_release(tag: str, app: str = "shop", digest: str = "sha256:1") -> Release:
     return Release(app=app, tag=tag, description="", digest=digest, size_bytes=3, create_time=NOW, created_by="ann")
+
+
+def a_pruning(release: Release) -> Pruning:
+    known = {"app": release.app, "tag": release.tag, "digest": release.digest, "size_bytes": release.size_bytes}
+    return Pruning(**known, prune_time=NOW, pruned_by="bob")
 
 
 def a_deployment(deployment_id: str, release: str, revision: int, environment: str = "staging", app: str = "shop") -> Deployment:
@@ -329,7 +345,7 @@ async def test_what_raises_is_undone_alone_and_passed_on(store):
 )
 async def test_ids_are_free_and_references_hold(store, broken):
     await filled(store)
-    with pytest.raises(Exception, match=r"(?i)unique|foreign|violates"):
+    with pytest.raises(Exception, match=r"(?i)unique|foreign|violates|need their release"):
         await write(store, broken)
     await bind(store, "d1", "v1")
 

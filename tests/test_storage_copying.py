@@ -15,7 +15,7 @@ from tests.clients import cli, cli_done, control_plane_client, gateway_client
 from tests.eventually import eventually
 from tests.processes import start_control_plane, start_gateway
 from tests.sample_apps import marked
-from tests.test_storage_contract import NOW, a_deployment, a_release, an_app, postgres, sqlite, write
+from tests.test_storage_contract import NOW, a_deployment, a_pruning, a_release, an_app, postgres, sqlite, write
 
 ENGINES = {"sqlite": sqlite, "postgres": postgres}
 
@@ -53,6 +53,11 @@ async def fill(url: str, releases: int = 40) -> None:
         await tx.insert_deployment(replace(a_deployment("gone", "v0", await tx.next_revision(), "canary"), digest=digest_of(b"0" * 1000)))
         await tx.set_binding("shop", "canary", revision=await tx.revision(), deployment_id="gone")
         await tx.unbind("shop", "canary", revision=await tx.next_revision(), unbind_time=NOW)
+        old = a_release("old", digest=digest_of(b"old"))
+        await tx.insert_snapshot(old.digest, b"old")
+        await tx.insert_release(old)
+        await tx.insert_deployment(replace(a_deployment("dold", "old", await tx.next_revision()), digest=old.digest))
+        await tx.prune_release(a_pruning(old))
         await tx.remember_request(RememberedRequest(caller="ann", request_id="1", fingerprint="f", answer=b"\xff", create_time=NOW))
 
     try:

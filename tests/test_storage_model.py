@@ -19,12 +19,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from control_plane.model import Binding, Deployment, Draft, Environment
 from control_plane.storage import open_store
-from tests.test_storage_contract import BACKENDS, NOW, a_deployment, a_release, an_app, filled
+from tests.test_storage_contract import BACKENDS, NOW, a_deployment, a_pruning, a_release, an_app, filled
 
 APPS = st.sampled_from(["blog", "shop", "wiki"])
 TAGS = st.sampled_from(["v1", "v2", "v3", "v4"])
 ENVIRONMENT_IDS = ["development", "production", "canary"]
 ENVIRONMENTS = st.sampled_from(ENVIRONMENT_IDS)
+CONTENTS = [b"", b"\0\xff", b"three"]
+DIGESTS = ["sha256:1", *(f"sha256:{content.hex()}" for content in CONTENTS)]
 # A step costs ten times as much where each statement crosses a network.
 EXAMPLES = {"sqlite": 40, "postgres": 15}
 LIMITS = st.integers(1, 4)
@@ -46,6 +48,7 @@ class Model:
     releases: dict = field(default_factory=dict)
     deployments: dict[str, Deployment] = field(default_factory=dict)
     bindings: dict[tuple[str, str], Binding] = field(default_factory=dict)
+    pruned: set[tuple[str, str]] = field(default_factory=set)
     past: dict[int, dict[tuple[str, str], Binding]] = field(default_factory=dict)
 
     def bind(self, bindings: dict[tuple[str, str], Binding]) -> None:
@@ -153,7 +156,7 @@ class StoreMachine(RuleBasedStateMachine):
         if environment in self.model.environments:
             self.write(fate, lambda tx: tx.delete_environment(environment), lambda model: model.environments.pop(environment))
 
-    @rule(app=APPS, tag=TAGS, content=st.sampled_from([b"", b"\0\xff", b"three"]), fate=fates)
+    @rule(app=APPS, tag=TAGS, content=st.sampled_from(CONTENTS), fate=fates)
     def create_release(self, app, tag, content, fate):
         release = a_release(tag, app, f"sha256:{content.hex()}")
 
@@ -161,14 +164,40 @@ class StoreMachine(RuleBasedStateMachine):
             await tx.insert_snapshot(release.digest, content)
             await tx.insert_release(release)
 
-        if (app, tag) in self.model.releases or app not in self.model.apps:
-            with pytest.raises(Exception, match=r"(?i)unique|foreign"):
+        if (app, tag) in self.model.releases.keys() | self.model.pruned or app not in self.model.apps:
+            with pytest.raises(Exception, match=r"(?i)unique|foreign|never come back"):
                 self.run(self.store.write(work))
             return
 
         def change(model):
             model.snapshots[release.digest] = content
             model.releases[app, tag] = release
+
+        self.write(fate, work, change)
+
+    @rule(app=APPS, keep_newest=st.integers(1, 3), keep_deployed=st.integers(0, 2), limit=LIMITS, fate=fates)
+    def prune(self, app, keep_newest, keep_deployed, limit, fate):
+        model = self.model
+        tags = [tag for owner, tag in model.releases if owner == app]
+        kept = {b.deployment.release for b in model.bindings.values() if b.app == app and b.deployment} | set(tags[-keep_newest:])
+        for environment in ENVIRONMENT_IDS:
+            entries = [e.release for e in model.deployments.values() if (e.app, e.environment) == (app, environment)]
+            kept |= set(entries[-keep_deployed:] if keep_deployed else [])
+        going = [model.releases[app, tag] for tag in tags if tag not in kept][:limit]
+
+        async def work(tx):
+            found = await tx.prunable_releases(app, keep_newest=keep_newest, keep_deployed=keep_deployed, limit=limit)
+            assert found == going
+            for release in found:
+                await tx.prune_release(a_pruning(release))
+                assert await tx.pruning(app, release.tag) == a_pruning(release)
+
+        def change(model):
+            for release in going:
+                del model.releases[app, release.tag]
+                model.pruned.add((app, release.tag))
+                if release.digest not in {other.digest for other in model.releases.values()}:
+                    del model.snapshots[release.digest]
 
         self.write(fate, work, change)
 
@@ -313,7 +342,7 @@ class StoreMachine(RuleBasedStateMachine):
                 await tx.app_ids(),
                 {app: await tx.draft(app) for app in await tx.app_ids()},
                 await tx.environment_ids(),
-                {digest: await tx.snapshot(digest) for digest in self.model.snapshots},
+                {digest: data for digest in DIGESTS if (data := await tx.snapshot(digest)) is not None},
                 await tx.bindings_since(0),
             )
 

@@ -55,7 +55,7 @@ COMMANDS = {
     "demo": ("control_plane.cli.demo:command", "Walk the whole release workflow against real servers."),
     "dev": ("control_plane.cli.dev:command", "Both servers with a sample app, until Ctrl-C."),
     "app": ("control_plane.cli.apps:command", "An app and its draft: push, validate, show."),
-    "release": ("control_plane.cli.releases:command", "Releases: create, list, show, diff."),
+    "release": ("control_plane.cli.releases:command", "Releases: create, list, show, diff, prune."),
     "deploy": ("control_plane.cli.deployments:deploy", "Make a release live in an environment."),
     "promote": ("control_plane.cli.deployments:promote", "Make what is live in one environment live in another."),
     "rollback": ("control_plane.cli.deployments:rollback", "Make an earlier release live again."),

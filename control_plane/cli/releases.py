@@ -14,7 +14,7 @@ from pointsman.plain import as_yaml, plain
 from pointsman.v1 import releases_pb2 as pb
 from pointsman.v1 import releases_pb2_grpc
 
-DEPLOY_SECONDS = 60.0
+DEPLOY_SECONDS = PRUNE_SECONDS = 60.0
 SIGNS = {
     pb.DiffReleasesResponse.Change.ADDED: ("+", "green"),
     pb.DiffReleasesResponse.Change.REMOVED: ("-", "red"),
@@ -133,6 +133,43 @@ def diff_releases(from_release: str, to_release: str, server: str | None, app: s
             click.echo(click.style(f"{sign} {change.path}: {values}", fg=colour) + breaking)
 
     show(response, output, text)
+
+
+@command.command("prune")
+@click.option("--keep-last", type=click.IntRange(1), required=True, metavar="N", help="Keep the N newest releases, in use or not.")
+@click.option(
+    "--keep-deployments", type=click.IntRange(1), metavar="M", help="Keep what was live in the last M deployments of any environment. [10]"
+)
+@click.option("--yes", is_flag=True, help="Delete them; without it they are only shown.")
+@server_options()
+@output_option
+def prune_releases(keep_last: int, keep_deployments: int | None, yes: bool, server: str | None, app: str | None, output: str) -> None:
+    """Delete releases that are old and out of use; what is live is never touched.
+
+    Example: pointsman --app shop release prune --keep-last 50
+    """
+    connection, stub, name = _open(server, app)
+    found = pb.PruneReleasesResponse(more=True)
+    while found.more:
+        request = pb.PruneReleasesRequest(
+            app=name, keep_newest=keep_last, keep_deployed=keep_deployments, request_id=new_request_id(), validate_only=not yes
+        )
+        page = connection.call(stub.PruneReleases, request, PRUNE_SECONDS)
+        found.releases.extend(page.releases)
+        found.freed_bytes += page.freed_bytes
+        found.more = page.more
+        if not yes:
+            break
+
+    def text() -> None:
+        rows = [(release.tag, when(release.create_time), release.created_by, release.digest[7:19]) for release in found.releases]
+        table(("TAG", "CREATED (UTC)", "BY", "DIGEST"), rows, f"App {name} has no release that may go.")
+        if rows:
+            count = f"{'more than ' if found.more else ''}{len(rows)} release{'' if len(rows) == 1 else 's'}"
+            done = "deleted" if yes else "would be deleted; call it with --yes to do so"
+            click.echo(f"\n{count}, {found.freed_bytes} bytes: {done}")
+
+    show(found, output, text)
 
 
 def _value(change: pb.DiffReleasesResponse.Change, field: str) -> str:

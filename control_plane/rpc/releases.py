@@ -11,16 +11,18 @@ from control_plane.model import digest_of
 from control_plane.rpc import convert
 from control_plane.service.diff import Change, diff
 from control_plane.service.releases import Releases
+from control_plane.service.retention import Retention
 from control_plane.service.snapshots import plain_of, snapshot_of
 from pointsman.v1 import releases_pb2 as pb
 from pointsman.v1 import releases_pb2_grpc
 
 
 class ReleaseServicer(releases_pb2_grpc.ReleaseServiceServicer):
-    """Converts between messages and service.releases."""
+    """Converts between messages and service.releases and .retention."""
 
-    def __init__(self, releases: Releases) -> None:
+    def __init__(self, releases: Releases, retention: Retention) -> None:
         self._releases = releases
+        self._retention = retention
 
     async def CreateRelease(self, request: pb.CreateReleaseRequest, context: Any) -> pb.CreateReleaseResponse:
         """See releases.proto."""
@@ -48,6 +50,13 @@ class ReleaseServicer(releases_pb2_grpc.ReleaseServiceServicer):
         """See releases.proto."""
         page = await self._releases.list(request.app, convert.page_of(request))
         return pb.ListReleasesResponse(releases=map(convert.release, page.items), next_page_token=page.next_page_token)
+
+    async def PruneReleases(self, request: pb.PruneReleasesRequest, context: Any) -> pb.PruneReleasesResponse:
+        """See releases.proto."""
+        found = await self._retention.prune(
+            request.app, request.keep_newest, convert.optional(request, "keep_deployed"), convert.call_of(request, context)
+        )
+        return pb.PruneReleasesResponse(releases=map(convert.release, found.releases), freed_bytes=found.freed_bytes, more=found.more)
 
     async def DiffReleases(self, request: pb.DiffReleasesRequest, _context: Any) -> pb.DiffReleasesResponse:
         """See releases.proto."""

@@ -171,11 +171,14 @@ class Deployments:
             if current is None or current.deployment is None:
                 raise NoReleaseDeployed(app, environment)
             if to_release:
-                return [await _rollback_to(tx, current, current.deployment, to_release)]
-            target = await _beneath(tx, current.deployment)
-            if target is None:
+                planned = await _rollback_to(tx, current, current.deployment, to_release)
+            elif (target := await _beneath(tx, current.deployment)) is None:
                 raise NothingToRollBack(app, environment, current.deployment.release)
-            return [_again(target, target.beneath, current)]
+            else:
+                planned = _again(target, target.beneath, current)
+            # It may have been pruned.
+            await find_release(tx, app, planned.release)
+            return [planned]
 
         return await self._carry_out(plan, options, call)
 
@@ -332,10 +335,11 @@ async def _current(tx: ReadTransaction, app: str, environment: str, expected_rev
 
 
 async def find_release(tx: ReadTransaction, app: str, tag: str) -> Release:
-    """The release, or ReleaseNotFound with near tags."""
+    """The release, or ReleaseNotFound with near tags, or with when it was pruned."""
     release = await tx.release(app, tag)
     if release is None:
-        raise ReleaseNotFound(app, tag, await tx.release_tags(app))
+        pruned = await tx.pruning(app, tag)
+        raise ReleaseNotFound(app, tag, await tx.release_tags(app), pruned=pruned.prune_time.isoformat() if pruned else "")
     return release
 
 

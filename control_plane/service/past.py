@@ -22,7 +22,7 @@ class Past:
         """What was live. Raises AppNotFound, NoReleaseDeployed, and EnvironmentNotFound when there never was one by that name."""
         found = await self._store.read(lambda tx: _bindings(tx, moment, app, environment, None, 1))
         if not found:
-            raise NoReleaseDeployed(app, environment, moment=moment)
+            raise NoReleaseDeployed(app, environment, moment=moment.isoformat())
         return found[0]
 
     async def bindings(self, app: str, environment: str, moment: datetime, request: PageRequest) -> Page[Binding]:

@@ -115,6 +115,9 @@ class Releases:
             if existing.digest != digest:
                 raise ReleaseConflict(app, tag, digest, existing.digest)
             return existing
+        pruned = await tx.pruning(app, tag)
+        if pruned is not None:
+            raise ReleaseConflict(app, tag, digest, pruned.digest, pruned=True)
         release = Release(
             app=app, tag=tag, description=description, digest=digest, size_bytes=len(config), create_time=now, created_by=actor
         )

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Protocol, TypeVar
 
-from control_plane.model import App, Binding, Deployment, Draft, Environment, Release, RememberedRequest, StalenessPolicy
+from control_plane.model import App, Binding, Deployment, Draft, Environment, Pruning, Release, RememberedRequest, StalenessPolicy
 
 T = TypeVar("T")
 
@@ -61,6 +61,16 @@ class ReadTransaction(Protocol):
 
     async def release_tags(self, app: str) -> list[str]:
         """At most 1,000 tags of the app, newest first: for telling near ones."""
+
+    async def prunable_releases(self, app: str, *, keep_newest: int, keep_deployed: int, limit: int) -> list[Release]:
+        """At most `limit` releases of the app, oldest first, that nothing holds any more.
+
+        They are bound nowhere, not among the `keep_newest` newest, and in none of the last `keep_deployed` entries of the history of
+        any binding, those that are gone included.
+        """
+
+    async def pruning(self, app: str, tag: str) -> Pruning | None:
+        """The record of a release that was pruned."""
 
     async def snapshot(self, digest: str) -> bytes | None:
         """The bytes stored under a digest, as they are; whether they still hash to it is for the caller to check."""
@@ -113,7 +123,7 @@ class ReadTransaction(Protocol):
 class Transaction(ReadTransaction, Protocol):
     """A read transaction that can also write, and sees its own writes. Nobody else sees them before the commit.
 
-    References must hold: a release needs its app and its snapshot, a deployment its release.
+    References must hold: a release needs its app and its snapshot, a deployment its release, or the record that it was pruned.
     """
 
     async def next_revision(self) -> int:
@@ -142,6 +152,12 @@ class Transaction(ReadTransaction, Protocol):
 
     async def insert_release(self, release: Release) -> None:
         """(app, tag) must be free; the snapshot must be there. Releases and snapshots can never be updated or deleted after."""
+
+    async def prune_release(self, pruning: Pruning) -> int:
+        """Records and deletes a release that is bound nowhere, and its snapshot if no other release has it. The only way to do so.
+
+        What the history says of it stays; its tag can never be inserted again. Returns how many bytes of snapshots went with it.
+        """
 
     async def insert_deployment(self, deployment: Deployment) -> None:
         """The id must be free. Deployments can never be updated or deleted after."""

@@ -22,7 +22,18 @@ from control_plane.storage.sql import SqlTransaction
 from pointsman.errors import StoreUnavailable
 
 # Every table with something to keep, those first that others refer to. The counter is set at the end.
-TABLES = ("environments", "apps", "snapshots", "releases", "deployments", "bindings", "unbindings", "requests", "staleness_policies")
+TABLES = (
+    "environments",
+    "apps",
+    "snapshots",
+    "releases",
+    "prunings",
+    "deployments",
+    "bindings",
+    "unbindings",
+    "requests",
+    "staleness_policies",
+)
 # What each store has of its own.
 NOT_COPIED = ("counter", "writers", "replicas", "replica_messages", "pointsman_steps", "_sqlite_migrations", "sqlite_sequence")
 

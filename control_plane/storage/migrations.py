@@ -13,7 +13,7 @@ from sqlite_utils import Database, Migrations
 steps = Migrations("pointsman")
 
 FIRST_IMMUTABLE_TABLES = ("snapshots", "releases", "deployments")
-IMMUTABLE_TABLES = (*FIRST_IMMUTABLE_TABLES, "unbindings")
+IMMUTABLE_TABLES = (*FIRST_IMMUTABLE_TABLES, "unbindings", "prunings")
 
 
 @steps()
@@ -63,6 +63,43 @@ def unbindings(db: Database) -> None:
     _refuse_changes(db, "unbindings")
 
 
+@steps()
+def prunings(db: Database) -> None:
+    """Releases can be deleted if that was recorded before; the history keeps what it says of them, and their tags never come back."""
+    db.execute(
+        """CREATE TABLE prunings (
+            app TEXT NOT NULL REFERENCES apps (app),
+            tag TEXT NOT NULL,
+            digest TEXT NOT NULL,
+            size_bytes INTEGER NOT NULL,
+            prune_time INTEGER NOT NULL,
+            pruned_by TEXT NOT NULL,
+            PRIMARY KEY (app, tag)
+        ) STRICT, WITHOUT ROWID"""
+    )
+    db.execute("CREATE INDEX prunings_of_snapshot ON prunings (digest)")
+    db.execute("CREATE INDEX releases_of_snapshot ON releases (digest)")
+    _refuse_changes(db, "prunings")
+    _let_deployments_outlive_releases(db)
+    for statement in _PRUNING_TRIGGERS:
+        db.execute(statement)
+
+
+def _let_deployments_outlive_releases(db: Database) -> None:
+    """SQLite drops a foreign key only with its table; the bindings, which refer to it, step aside meanwhile."""
+    db.execute("CREATE TEMPORARY TABLE bindings_aside AS SELECT * FROM bindings")
+    db.execute("DELETE FROM bindings")
+    db.execute(f"CREATE TABLE deployments_anew ({_DEPLOYMENT_COLUMNS}) STRICT")
+    db.execute("INSERT INTO deployments_anew SELECT * FROM deployments ORDER BY position")
+    db.execute("DROP TABLE deployments")
+    db.execute("ALTER TABLE deployments_anew RENAME TO deployments")
+    for statement in _DEPLOYMENT_INDEXES:
+        db.execute(statement)
+    _refuse_changes(db, "deployments")
+    db.execute("INSERT INTO bindings SELECT * FROM bindings_aside")
+    db.execute("DROP TABLE bindings_aside")
+
+
 def _refuse_changes(db: Database, table: str) -> None:
     for verb in ("UPDATE", "DELETE"):
         db.execute(
@@ -75,6 +112,48 @@ ENVIRONMENTS = (
     ("development", "Where changes are tried first."),
     ("staging", "Where a release is verified before it is promoted."),
     ("production", "What users get."),
+)
+
+_DEPLOYMENT_COLUMNS = """
+        position INTEGER PRIMARY KEY AUTOINCREMENT,
+        deployment_id TEXT NOT NULL UNIQUE,
+        app TEXT NOT NULL,
+        environment TEXT NOT NULL,
+        action TEXT NOT NULL,
+        release TEXT NOT NULL,
+        digest TEXT NOT NULL,
+        previous_release TEXT NOT NULL,
+        revision INTEGER NOT NULL,
+        actor TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        create_time INTEGER NOT NULL,
+        forced INTEGER NOT NULL,
+        beneath TEXT NOT NULL"""
+
+_DEPLOYMENT_INDEXES = (
+    "CREATE INDEX deployments_of_release ON deployments (app, release, environment, position)",
+    "CREATE INDEX deployments_newest ON deployments (app, environment, position)",
+)
+
+# A history that is copied names releases that are gone.
+_PRUNING_TRIGGERS = (
+    "DROP TRIGGER releases_refuse_delete",
+    "DROP TRIGGER snapshots_refuse_delete",
+    """CREATE TRIGGER releases_refuse_delete BEFORE DELETE ON releases WHEN
+        NOT EXISTS (SELECT 1 FROM prunings p WHERE p.app = OLD.app AND p.tag = OLD.tag AND p.digest = OLD.digest)
+        OR EXISTS (SELECT 1 FROM bindings b JOIN deployments d ON d.deployment_id = b.deployment_id
+            WHERE b.app = OLD.app AND d.release = OLD.tag)
+        BEGIN SELECT RAISE(ABORT, 'releases never change: DELETE is refused'); END""",
+    """CREATE TRIGGER snapshots_refuse_delete BEFORE DELETE ON snapshots WHEN
+        NOT EXISTS (SELECT 1 FROM prunings p WHERE p.digest = OLD.digest)
+        BEGIN SELECT RAISE(ABORT, 'snapshots never change: DELETE is refused'); END""",
+    """CREATE TRIGGER releases_come_once BEFORE INSERT ON releases WHEN
+        EXISTS (SELECT 1 FROM prunings p WHERE p.app = NEW.app AND p.tag = NEW.tag)
+        BEGIN SELECT RAISE(ABORT, 'releases never come back: INSERT is refused'); END""",
+    """CREATE TRIGGER deployments_have_releases BEFORE INSERT ON deployments WHEN
+        NOT EXISTS (SELECT 1 FROM releases r WHERE r.app = NEW.app AND r.tag = NEW.release)
+        AND NOT EXISTS (SELECT 1 FROM prunings p WHERE p.app = NEW.app AND p.tag = NEW.release)
+        BEGIN SELECT RAISE(ABORT, 'deployments need their release: INSERT is refused'); END""",
 )
 
 _FIRST_LIGHT = (
@@ -113,25 +192,8 @@ _FIRST_LIGHT = (
         UNIQUE (app, tag)
     ) STRICT""",
     "CREATE INDEX releases_newest ON releases (app, position)",
-    """CREATE TABLE deployments (
-        position INTEGER PRIMARY KEY AUTOINCREMENT,
-        deployment_id TEXT NOT NULL UNIQUE,
-        app TEXT NOT NULL,
-        environment TEXT NOT NULL,
-        action TEXT NOT NULL,
-        release TEXT NOT NULL,
-        digest TEXT NOT NULL,
-        previous_release TEXT NOT NULL,
-        revision INTEGER NOT NULL,
-        actor TEXT NOT NULL,
-        reason TEXT NOT NULL,
-        create_time INTEGER NOT NULL,
-        forced INTEGER NOT NULL,
-        beneath TEXT NOT NULL,
-        FOREIGN KEY (app, release) REFERENCES releases (app, tag)
-    ) STRICT""",
-    "CREATE INDEX deployments_of_release ON deployments (app, release, environment, position)",
-    "CREATE INDEX deployments_newest ON deployments (app, environment, position)",
+    f"CREATE TABLE deployments ({_DEPLOYMENT_COLUMNS}, FOREIGN KEY (app, release) REFERENCES releases (app, tag)) STRICT",
+    *_DEPLOYMENT_INDEXES,
     """CREATE TABLE bindings (
         app TEXT NOT NULL REFERENCES apps (app),
         environment TEXT NOT NULL,

@@ -144,11 +144,62 @@ _UNBINDINGS: Statements = (
     "CREATE TRIGGER refuse_truncate BEFORE TRUNCATE ON unbindings FOR EACH STATEMENT EXECUTE FUNCTION pointsman_refuse()",
 )
 
+_PRUNINGS: Statements = (
+    """CREATE TABLE prunings (
+        app TEXT COLLATE "C" NOT NULL REFERENCES apps (app),
+        tag TEXT COLLATE "C" NOT NULL,
+        digest TEXT COLLATE "C" NOT NULL,
+        size_bytes BIGINT NOT NULL,
+        prune_time BIGINT NOT NULL,
+        pruned_by TEXT NOT NULL,
+        PRIMARY KEY (app, tag)
+    )""",
+    "CREATE INDEX prunings_of_snapshot ON prunings (digest)",
+    "CREATE INDEX releases_of_snapshot ON releases (digest)",
+    "CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE ON prunings FOR EACH ROW EXECUTE FUNCTION pointsman_refuse()",
+    "CREATE TRIGGER refuse_truncate BEFORE TRUNCATE ON prunings FOR EACH STATEMENT EXECUTE FUNCTION pointsman_refuse()",
+    "ALTER TABLE deployments DROP CONSTRAINT deployments_app_release_fkey",
+    # As SQLite's triggers, see migrations.py.
+    """CREATE FUNCTION pointsman_prune_release() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+        IF EXISTS (SELECT 1 FROM prunings p WHERE p.app = OLD.app AND p.tag = OLD.tag AND p.digest = OLD.digest)
+        AND NOT EXISTS (SELECT 1 FROM bindings b JOIN deployments d ON d.deployment_id = b.deployment_id
+            WHERE b.app = OLD.app AND d.release = OLD.tag)
+        THEN RETURN OLD; END IF;
+        RAISE EXCEPTION 'releases never change: DELETE is refused' USING ERRCODE = 'integrity_constraint_violation';
+    END$$""",
+    """CREATE FUNCTION pointsman_prune_snapshot() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+        IF EXISTS (SELECT 1 FROM prunings p WHERE p.digest = OLD.digest) THEN RETURN OLD; END IF;
+        RAISE EXCEPTION 'snapshots never change: DELETE is refused' USING ERRCODE = 'integrity_constraint_violation';
+    END$$""",
+    """CREATE FUNCTION pointsman_release_once() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+        IF EXISTS (SELECT 1 FROM prunings p WHERE p.app = NEW.app AND p.tag = NEW.tag) THEN
+            RAISE EXCEPTION 'releases never come back: INSERT is refused' USING ERRCODE = 'integrity_constraint_violation';
+        END IF;
+        RETURN NEW;
+    END$$""",
+    """CREATE FUNCTION pointsman_deployment_has_release() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+        IF NOT EXISTS (SELECT 1 FROM releases r WHERE r.app = NEW.app AND r.tag = NEW.release)
+        AND NOT EXISTS (SELECT 1 FROM prunings p WHERE p.app = NEW.app AND p.tag = NEW.release) THEN
+            RAISE EXCEPTION 'deployments need their release: INSERT is refused' USING ERRCODE = 'foreign_key_violation';
+        END IF;
+        RETURN NEW;
+    END$$""",
+    "DROP TRIGGER refuse_change ON releases",
+    "DROP TRIGGER refuse_change ON snapshots",
+    "CREATE TRIGGER refuse_change BEFORE UPDATE ON releases FOR EACH ROW EXECUTE FUNCTION pointsman_refuse()",
+    "CREATE TRIGGER refuse_change BEFORE UPDATE ON snapshots FOR EACH ROW EXECUTE FUNCTION pointsman_refuse()",
+    "CREATE TRIGGER prune BEFORE DELETE ON releases FOR EACH ROW EXECUTE FUNCTION pointsman_prune_release()",
+    "CREATE TRIGGER prune BEFORE DELETE ON snapshots FOR EACH ROW EXECUTE FUNCTION pointsman_prune_snapshot()",
+    "CREATE TRIGGER once BEFORE INSERT ON releases FOR EACH ROW EXECUTE FUNCTION pointsman_release_once()",
+    "CREATE TRIGGER has_release BEFORE INSERT ON deployments FOR EACH ROW EXECUTE FUNCTION pointsman_deployment_has_release()",
+)
+
 STEPS: tuple[tuple[str, Statements], ...] = (
     ("first_light", _FIRST_LIGHT),
     ("replicas", _REPLICAS),
     ("staleness", _STALENESS),
     ("unbindings", _UNBINDINGS),
+    ("prunings", _PRUNINGS),
 )
 
 

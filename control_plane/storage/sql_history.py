@@ -1,13 +1,14 @@
-"""The statements about what was live before, of every SQL backend."""
+"""The statements about what was live before, and about what goes, of every SQL backend."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import Any
 
-from control_plane.model import Binding
-from control_plane.storage.sql import _DEPLOYMENT, SqlTransaction, _binding, _filters, to_micros
+from control_plane.model import Binding, Pruning, Release
+from control_plane.storage.sql import _DEPLOYMENT, _RELEASE, SqlTransaction, _binding, _filters, _release, from_micros, to_micros
 
+_PRUNING = "app, tag, digest, size_bytes, prune_time, pruned_by"
 # The newest entry of a binding's history up to a moment, unless it was unbound after it and up to then.
 _NEWEST_UP_TO = (
     "SELECT e.position FROM deployments e WHERE e.app = b.app AND e.environment = b.environment AND e.create_time <= ? "
@@ -39,6 +40,48 @@ class SqlHistory(SqlTransaction):
             limit,
         )
         return [_binding(row) for row in rows]
+
+    async def prunable_releases(self, app: str, *, keep_newest: int, keep_deployed: int, limit: int) -> list[Release]:
+        rows = await self._rows(
+            f"SELECT {_RELEASE} FROM releases r WHERE r.app = ? "
+            "AND r.position NOT IN (SELECT position FROM releases WHERE app = ? ORDER BY position DESC LIMIT ?) "
+            "AND r.tag NOT IN (SELECT release FROM (SELECT release, row_number() OVER (PARTITION BY environment ORDER BY position DESC) "
+            "AS age FROM deployments WHERE app = ?) AS history WHERE age <= ?) "
+            "AND r.tag NOT IN (SELECT d.release FROM bindings b JOIN deployments d ON d.deployment_id = b.deployment_id WHERE b.app = ?) "
+            "ORDER BY r.position LIMIT ?",
+            app,
+            app,
+            keep_newest,
+            app,
+            keep_deployed,
+            app,
+            limit,
+        )
+        return [_release(row) for row in rows]
+
+    async def pruning(self, app: str, tag: str) -> Pruning | None:
+        row = await self._row(f"SELECT {_PRUNING} FROM prunings WHERE app = ? AND tag = ?", app, tag)
+        if row is None:
+            return None
+        return Pruning(app=row[0], tag=row[1], digest=row[2], size_bytes=row[3], prune_time=from_micros(row[4]), pruned_by=row[5])
+
+    async def prune_release(self, pruning: Pruning) -> int:
+        await self._rows(
+            f"INSERT INTO prunings ({_PRUNING}) VALUES (?, ?, ?, ?, ?, ?)",
+            pruning.app,
+            pruning.tag,
+            pruning.digest,
+            pruning.size_bytes,
+            to_micros(pruning.prune_time),
+            pruning.pruned_by,
+        )
+        await self._rows("DELETE FROM releases WHERE app = ? AND tag = ?", pruning.app, pruning.tag)
+        gone = await self._rows(
+            "DELETE FROM snapshots WHERE digest = ? AND NOT EXISTS (SELECT 1 FROM releases r WHERE r.digest = snapshots.digest) "
+            "RETURNING length(data)",
+            pruning.digest,
+        )
+        return sum(int(row[0]) for row in gone)
 
     async def unbind(self, app: str, environment: str, *, revision: int, unbind_time: datetime) -> None:
         await self._rows(

@@ -20,7 +20,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import ClassVar
 
 from pointsman.v1.errors_pb2 import Error
@@ -134,12 +133,16 @@ class AppNotFound(_NotFound):
 
 
 class ReleaseNotFound(_NotFound):
-    """There is no such release, or no snapshot with such a digest."""
+    """There is no such release, since `pruned` no more, or no snapshot with such a digest."""
 
     reason, resource_type = Reason.RELEASE_NOT_FOUND, "release"
 
-    def __init__(self, app: str, release: str, known: Iterable[str] = ()) -> None:
+    def __init__(self, app: str, release: str, known: Iterable[str] = (), *, pruned: str = "") -> None:
         known = list(known)
+        if pruned:
+            gone = f"Release {release!r} of app {app!r} was pruned at {pruned}; its tag is not given again."
+            super().__init__(gone, app=app, release=release, pruned=pruned)
+            return
         of_app = f"App {app!r} has no release {release!r}." if app else f"There is no release with digest {release}."
         remedy = did_you_mean(release, known) or " `pointsman release list` shows what there is."
         super().__init__(of_app + remedy, app=app, release=release, near=near(release, known))
@@ -179,13 +182,11 @@ class NoReleaseDeployed(_NotFound):
 
     reason, resource_type = Reason.NO_RELEASE_DEPLOYED, "binding"
 
-    def __init__(self, app: str, environment: str, *, bound: Iterable[tuple[str, str]] = (), moment: datetime | None = None) -> None:
+    def __init__(self, app: str, environment: str, *, bound: Iterable[tuple[str, str]] = (), moment: str = "") -> None:
         """`bound`: (app, environment) of what is bound, to name what looks alike. `moment`: in the past, when nothing was."""
-        if moment is not None:
-            at = moment.isoformat()
-            super().__init__(
-                f"App {app!r} had no release deployed to {environment!r} at {at}.", app=app, environment=environment, moment=at
-            )
+        if moment:
+            none = f"App {app!r} had no release deployed to {environment!r} at {moment}."
+            super().__init__(none, app=app, environment=environment, moment=moment)
             return
         environments: dict[str, list[str]] = {}
         for known_app, known_environment in bound:
@@ -207,13 +208,14 @@ class _AlreadyExists(PointsmanError):
 
 
 class ReleaseConflict(_AlreadyExists):
-    """The tag is taken by other content."""
+    """The tag is taken by other content, or was that of a release that was pruned, whatever its content."""
 
     reason, resource_type = Reason.RELEASE_CONFLICT, "release"
 
-    def __init__(self, app: str, tag: str, digest: str, existing_digest: str) -> None:
+    def __init__(self, app: str, tag: str, digest: str, existing_digest: str, *, pruned: bool = False) -> None:
+        there = "was pruned" if pruned else "exists with other content"
         super().__init__(
-            f"Release {tag!r} of app {app!r} exists with other content: it has {existing_digest}, this is {digest}. "
+            f"Release {tag!r} of app {app!r} {there}: it has {existing_digest}, this is {digest}. "
             "A release never changes; choose another tag.",
             app=app,
             tag=tag,
@@ -350,7 +352,7 @@ class NotSynced(_Unavailable):
 
 
 class StoreUnavailable(_Unavailable):
-    """The store cannot be reached or written; nothing was changed."""
+    """The store cannot be reached or written; nothing was changed, unless the message says that this is not known."""
 
     reason = Reason.STORE_UNAVAILABLE
 

@@ -336,6 +336,83 @@ class ListReleasesResponse(_message.Message):
 Global___ListReleasesResponse: _TypeAlias = ListReleasesResponse  # noqa: Y015
 
 @_typing.final
+class PruneReleasesRequest(_message.Message):
+    """Asks to delete releases."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_FIELD_NUMBER: _builtins.int
+    KEEP_NEWEST_FIELD_NUMBER: _builtins.int
+    KEEP_DEPLOYED_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    app: _builtins.str
+    """Whose releases."""
+    keep_newest: _builtins.int
+    """How many of the newest to keep, in use or not; at least 1."""
+    keep_deployed: _builtins.int
+    """Keep also what is in the last so many entries of the history of any binding, so that it can be rolled back to; default 10, at least 1."""
+    request_id: _builtins.str
+    """UUID; a repeat within 24 h returns the first answer."""
+    validate_only: _builtins.bool
+    """Tell only what would go."""
+    def __init__(
+        self,
+        *,
+        app: _builtins.str = ...,
+        keep_newest: _builtins.int = ...,
+        keep_deployed: _builtins.int | None = ...,
+        request_id: _builtins.str | None = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_deployed", b"_keep_deployed", "_request_id", b"_request_id", "keep_deployed", b"keep_deployed", "request_id", b"request_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_deployed", b"_keep_deployed", "_request_id", b"_request_id", "app", b"app", "keep_deployed", b"keep_deployed", "keep_newest", b"keep_newest", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__keep_deployed: _TypeAlias = _typing.Literal["keep_deployed"]  # noqa: Y015
+    _WhichOneofArgType__keep_deployed: _TypeAlias = _typing.Literal["_keep_deployed", b"_keep_deployed"]  # noqa: Y015
+    _WhichOneofReturnType__request_id: _TypeAlias = _typing.Literal["request_id"]  # noqa: Y015
+    _WhichOneofArgType__request_id: _TypeAlias = _typing.Literal["_request_id", b"_request_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_deployed) -> _WhichOneofReturnType__keep_deployed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__request_id) -> _WhichOneofReturnType__request_id | None: ...
+
+Global___PruneReleasesRequest: _TypeAlias = PruneReleasesRequest  # noqa: Y015
+
+@_typing.final
+class PruneReleasesResponse(_message.Message):
+    """What was deleted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RELEASES_FIELD_NUMBER: _builtins.int
+    FREED_BYTES_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    freed_bytes: _builtins.int
+    """By how much stored snapshots have shrunk; less than the sum of the sizes when releases that stay have the same content."""
+    more: _builtins.bool
+    """There is more that could go: ask again."""
+    @_builtins.property
+    def releases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Release]:
+        """As they were, oldest first; at most 500."""
+
+    def __init__(
+        self,
+        *,
+        releases: _abc.Iterable[Global___Release] | None = ...,
+        freed_bytes: _builtins.int = ...,
+        more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["freed_bytes", b"freed_bytes", "more", b"more", "releases", b"releases"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PruneReleasesResponse: _TypeAlias = PruneReleasesResponse  # noqa: Y015
+
+@_typing.final
 class DiffReleasesRequest(_message.Message):
     """Asks what is different between two configs of an app."""
 

@@ -50,6 +50,11 @@ class ReleaseServiceStub:
                 request_serializer=pointsman_dot_v1_dot_releases__pb2.ListReleasesRequest.SerializeToString,
                 response_deserializer=pointsman_dot_v1_dot_releases__pb2.ListReleasesResponse.FromString,
                 _registered_method=True)
+        self.PruneReleases = channel.unary_unary(
+                '/pointsman.v1.ReleaseService/PruneReleases',
+                request_serializer=pointsman_dot_v1_dot_releases__pb2.PruneReleasesRequest.SerializeToString,
+                response_deserializer=pointsman_dot_v1_dot_releases__pb2.PruneReleasesResponse.FromString,
+                _registered_method=True)
         self.DiffReleases = channel.unary_unary(
                 '/pointsman.v1.ReleaseService/DiffReleases',
                 request_serializer=pointsman_dot_v1_dot_releases__pb2.DiffReleasesRequest.SerializeToString,
@@ -84,6 +89,14 @@ class ReleaseServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PruneReleases(self, request, context):
+        """Deletes releases of an app that are old and out of use, oldest first, for ever; the history keeps their tags and digests, and the tags are
+        never given again. What is bound is never touched. Nothing does so by itself. Errors: APP_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DiffReleases(self, request, context):
         """Tells what is different between two releases, or between a release and the draft. Errors: APP_NOT_FOUND, RELEASE_NOT_FOUND.
         """
@@ -108,6 +121,11 @@ def add_ReleaseServiceServicer_to_server(servicer, server):
                     servicer.ListReleases,
                     request_deserializer=pointsman_dot_v1_dot_releases__pb2.ListReleasesRequest.FromString,
                     response_serializer=pointsman_dot_v1_dot_releases__pb2.ListReleasesResponse.SerializeToString,
+            ),
+            'PruneReleases': grpc.unary_unary_rpc_method_handler(
+                    servicer.PruneReleases,
+                    request_deserializer=pointsman_dot_v1_dot_releases__pb2.PruneReleasesRequest.FromString,
+                    response_serializer=pointsman_dot_v1_dot_releases__pb2.PruneReleasesResponse.SerializeToString,
             ),
             'DiffReleases': grpc.unary_unary_rpc_method_handler(
                     servicer.DiffReleases,
@@ -197,6 +215,33 @@ class ReleaseService:
             '/pointsman.v1.ReleaseService/ListReleases',
             pointsman_dot_v1_dot_releases__pb2.ListReleasesRequest.SerializeToString,
             pointsman_dot_v1_dot_releases__pb2.ListReleasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PruneReleases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pointsman.v1.ReleaseService/PruneReleases',
+            pointsman_dot_v1_dot_releases__pb2.PruneReleasesRequest.SerializeToString,
+            pointsman_dot_v1_dot_releases__pb2.PruneReleasesResponse.FromString,
             options,
             channel_credentials,
             insecure,

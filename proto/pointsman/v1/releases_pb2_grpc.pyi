@@ -42,6 +42,10 @@ class ReleaseServiceStub:
     """Returns one release. Errors: APP_NOT_FOUND, RELEASE_NOT_FOUND."""
     ListReleases: _grpc.UnaryUnaryMultiCallable[_releases_pb2.ListReleasesRequest, _releases_pb2.ListReleasesResponse]
     """Lists the releases of an app, newest first, without their configs. Errors: APP_NOT_FOUND."""
+    PruneReleases: _grpc.UnaryUnaryMultiCallable[_releases_pb2.PruneReleasesRequest, _releases_pb2.PruneReleasesResponse]
+    """Deletes releases of an app that are old and out of use, oldest first, for ever; the history keeps their tags and digests, and the tags are
+    never given again. What is bound is never touched. Nothing does so by itself. Errors: APP_NOT_FOUND.
+    """
     DiffReleases: _grpc.UnaryUnaryMultiCallable[_releases_pb2.DiffReleasesRequest, _releases_pb2.DiffReleasesResponse]
     """Tells what is different between two releases, or between a release and the draft. Errors: APP_NOT_FOUND, RELEASE_NOT_FOUND."""
 
@@ -59,6 +63,10 @@ class ReleaseServiceAsyncStub(ReleaseServiceStub):
     """Returns one release. Errors: APP_NOT_FOUND, RELEASE_NOT_FOUND."""
     ListReleases: _aio.UnaryUnaryMultiCallable[_releases_pb2.ListReleasesRequest, _releases_pb2.ListReleasesResponse]  # type: ignore[assignment]
     """Lists the releases of an app, newest first, without their configs. Errors: APP_NOT_FOUND."""
+    PruneReleases: _aio.UnaryUnaryMultiCallable[_releases_pb2.PruneReleasesRequest, _releases_pb2.PruneReleasesResponse]  # type: ignore[assignment]
+    """Deletes releases of an app that are old and out of use, oldest first, for ever; the history keeps their tags and digests, and the tags are
+    never given again. What is bound is never touched. Nothing does so by itself. Errors: APP_NOT_FOUND.
+    """
     DiffReleases: _aio.UnaryUnaryMultiCallable[_releases_pb2.DiffReleasesRequest, _releases_pb2.DiffReleasesResponse]  # type: ignore[assignment]
     """Tells what is different between two releases, or between a release and the draft. Errors: APP_NOT_FOUND, RELEASE_NOT_FOUND."""
 
@@ -91,6 +99,16 @@ class ReleaseServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_releases_pb2.ListReleasesResponse, _abc.Awaitable[_releases_pb2.ListReleasesResponse]]:
         """Lists the releases of an app, newest first, without their configs. Errors: APP_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def PruneReleases(
+        self,
+        request: _releases_pb2.PruneReleasesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_releases_pb2.PruneReleasesResponse, _abc.Awaitable[_releases_pb2.PruneReleasesResponse]]:
+        """Deletes releases of an app that are old and out of use, oldest first, for ever; the history keeps their tags and digests, and the tags are
+        never given again. What is bound is never touched. Nothing does so by itself. Errors: APP_NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def DiffReleases(
