@@ -32,8 +32,14 @@ _PICK_UP = "SELECT message FROM replica_messages WHERE message_id = %s"
 log = structlog.get_logger()
 
 
-class Changed(msgspec.Struct, tag="changed", frozen=True):
-    """The sender came or left."""
+class Joined(msgspec.Struct, tag="joined", frozen=True):
+    """The sender listens from now on; what was said before it may not have heard."""
+
+    sender: str
+
+
+class Left(msgspec.Struct, tag="left", frozen=True):
+    """The sender is not to be waited for any more."""
 
     sender: str
 
@@ -61,7 +67,7 @@ class Reply(msgspec.Struct, tag="reply", frozen=True):
     answer: bytes | None
 
 
-Message = Changed | Arrivals | Question | Reply
+Message = Joined | Left | Arrivals | Question | Reply
 _decoder = msgspec.msgpack.Decoder(Message)
 
 

@@ -22,7 +22,9 @@ from control_plane.storage.postgres_following import ask
 from control_plane.storage.postgres_letters import (
     NOTIFY,
     Arrivals,
-    Changed,
+    Joined,
+    Left,
+    Message,
     Question,
     Reply,
     Speaker,
@@ -35,6 +37,7 @@ from control_plane.storage.postgres_letters import (
 from pointsman.errors import StoreUnavailable
 
 BEAT_SECONDS = 1.0
+GONE_SECONDS = 3.0
 # How long an answer may travel after the time that was granted to those who give it.
 LATE_SECONDS = 1.0
 JOIN_SECONDS = 10.0
@@ -44,7 +47,7 @@ _BEAT = """WITH beat AS (
     INSERT INTO replicas (replica_id, address) VALUES (%s, %s)
     ON CONFLICT (replica_id) DO UPDATE SET address = excluded.address, beat_time = now()
 )
-SELECT replica_id, address FROM replicas WHERE replica_id <> %s AND beat_time > now() - interval '3 seconds' ORDER BY address"""
+SELECT replica_id, address, beat_time > now() - make_interval(secs => %s) FROM replicas WHERE replica_id <> %s ORDER BY address"""
 _SWEEP = """WITH gone AS (DELETE FROM replicas WHERE beat_time < now() - interval '1 minute')
 DELETE FROM replica_messages WHERE create_time < now() - interval '1 minute'"""
 
@@ -54,7 +57,8 @@ log = structlog.get_logger()
 class _Inquiry:
     """A question, and who still owes an answer; `done` is set when none does."""
 
-    def __init__(self, members: Mapping[str, str]) -> None:
+    def __init__(self, question: Question, members: Mapping[str, str]) -> None:
+        self.question = question
         self.members = dict(members)
         self.pending = set(members)
         self.answers: dict[str, bytes | None] = {}
@@ -64,7 +68,7 @@ class _Inquiry:
         self.answers[replica_id] = answer
         self._settle(replica_id)
 
-    def left(self, living: Collection[str]) -> None:
+    def only(self, living: Collection[str]) -> None:
         for replica_id in self.pending - set(living):
             self._settle(replica_id)
 
@@ -101,7 +105,10 @@ class PostgresPeers:
         self._answering: Answering | None = None
         self._arrived: Callable[[Arrival], None] | None = None
         self._arrivals: list[Arrival] = []
+        self._seen: dict[str, float] = {}
+        self._responding: set[str] = set()
         self._joined = asyncio.Event()
+        self._listening_since = 0.0
         self._swept_at = time.monotonic()
         self._speaker = Speaker(self._parameters)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -126,7 +133,7 @@ class PostgresPeers:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         try:
             await self._speaker.execute("DELETE FROM replicas WHERE replica_id = %s", self._replica_id)
-            await self._speaker.say(self._channel, Changed(self._replica_id))
+            await self._speaker.say(self._channel, Left(self._replica_id))
         except StoreUnavailable as error:
             log.info("left without a word to the other replicas", error=error.message)
         await self._speaker.close()
@@ -135,9 +142,8 @@ class PostgresPeers:
         """See peers.Peers."""
         if not self._members:
             return Replies(answers=[])
-        inquiry_id = str(uuid.uuid4())
-        inquiry = self._inquiries[inquiry_id] = _Inquiry(self._members)
-        question = Question(self._replica_id, inquiry_id, msgspec.msgpack.encode(request))
+        question = Question(self._replica_id, str(uuid.uuid4()), msgspec.msgpack.encode(request))
+        inquiry = self._inquiries[question.inquiry_id] = _Inquiry(question, self._members)
         asked = False
         try:
             async with asyncio.timeout(seconds + LATE_SECONDS):
@@ -150,7 +156,7 @@ class PostgresPeers:
         except StoreUnavailable as error:
             return self._unasked(inquiry, error)
         finally:
-            del self._inquiries[inquiry_id]
+            del self._inquiries[question.inquiry_id]
         return inquiry.replies(answer_type)
 
     def tell(self, arrival: Arrival) -> None:
@@ -188,9 +194,11 @@ class PostgresPeers:
                 async with await connect(self._parameters) as connection:
                     for channel in (self._channel, _channel_of(self._replica_id)):
                         await ask(connection, f'LISTEN "{channel}"')
+                    self._listening_since = time.monotonic()
                     await self._beat(connection)
-                    await ask(connection, NOTIFY, [[self._channel], [packed(Changed(self._replica_id))]])
+                    await ask(connection, NOTIFY, [[self._channel], [packed(Joined(self._replica_id))]])
                     self._joined.set()
+                    self._ask_again(self._members)
                     waits = delays()
                     while True:
                         await self._hear(connection)
@@ -201,16 +209,35 @@ class PostgresPeers:
 
     async def _beat(self, connection: psycopg.AsyncConnection[Any]) -> None:
         """Tells that this one lives, and learns who else does."""
-        cursor = await ask(connection, _BEAT, [self._replica_id, self.address, self._replica_id])
-        members = {str(replica_id): address for replica_id, address in await cursor.fetchall()}
+        cursor = await ask(connection, _BEAT, [self._replica_id, self.address, GONE_SECONDS, self._replica_id])
+        rows = {str(replica_id): (address, lives) for replica_id, address, lives in await cursor.fetchall()}
+        members = {replica_id: address for replica_id, (address, lives) in rows.items() if lives}
+        now = time.monotonic()
+        self._seen |= dict.fromkeys(members, now)
+        # The server forgets every row when it crashes: who has none may just not be back yet.
+        members |= {
+            replica_id: address
+            for replica_id, address in self._members.items()
+            if replica_id not in rows and now < max(self._seen[replica_id], self._listening_since) + GONE_SECONDS
+        }
+        self._set_members(members)
+        if now > self._swept_at + SWEEP_SECONDS:
+            self._swept_at = now
+            await ask(connection, _SWEEP)
+
+    def _set_members(self, members: dict[str, str]) -> None:
         if members.keys() != self._members.keys():
             log.info("replicas of this control plane", others=list(members.values()))
         self._members = members
+        self._seen = {replica_id: seen for replica_id, seen in self._seen.items() if replica_id in members}
         for inquiry in self._inquiries.values():
-            inquiry.left(members)
-        if time.monotonic() > self._swept_at + SWEEP_SECONDS:
-            self._swept_at = time.monotonic()
-            await ask(connection, _SWEEP)
+            inquiry.only(members)
+
+    def _ask_again(self, members: Collection[str]) -> None:
+        """Those that still owe an answer: while somebody did not listen, the question or the answer was lost."""
+        for inquiry in self._inquiries.values():
+            for replica_id in inquiry.pending.intersection(members):
+                self._spawn(self._try_to_say(replica_id, inquiry.question))
 
     async def _hear(self, connection: psycopg.AsyncConnection[Any]) -> None:
         """Until the next beat is due, or somebody came or left."""
@@ -232,19 +259,24 @@ class PostgresPeers:
                 self._take(text)
 
     def _take(self, text: str) -> bool:
-        """Whether the members may have changed."""
+        """Whether there may be new members."""
         message = unpacked(text)
         if message is None or message.sender == self._replica_id:
             return False
         match message:
-            case Question():
+            case Joined():
+                self._ask_again([message.sender])
+            case Left():
+                self._set_members({replica_id: address for replica_id, address in self._members.items() if replica_id != message.sender})
+            case Question() if message.inquiry_id not in self._responding:
+                self._responding.add(message.inquiry_id)
                 self._spawn(self._respond(message))
             case Reply() if (inquiry := self._inquiries.get(message.inquiry_id)) is not None:
                 inquiry.answered(message.sender, message.answer)
             case Arrivals() if self._arrived is not None:
                 for arrival in message.arrivals:
                     self._arrived(arrival)
-        return isinstance(message, Changed)
+        return isinstance(message, Joined)
 
     async def _respond(self, question: Question) -> None:
         answer = None
@@ -254,10 +286,15 @@ class PostgresPeers:
             answer = msgspec.msgpack.encode(await self._answering(request))
         except Exception:
             log.exception("what another replica asked cannot be answered")
+        finally:
+            self._responding.discard(question.inquiry_id)
+        await self._try_to_say(question.sender, Reply(self._replica_id, question.inquiry_id, answer))
+
+    async def _try_to_say(self, replica_id: str, message: Message) -> None:
         try:
-            await self._speaker.say(_channel_of(question.sender), Reply(self._replica_id, question.inquiry_id, answer))
+            await self._speaker.say(_channel_of(replica_id), message)
         except StoreUnavailable as error:
-            log.warning("another replica gets no answer", error=error.message)
+            log.warning("another replica cannot be told", replica=self._members.get(replica_id, replica_id), error=error.message)
 
 
 def _channel_of(replica_id: str) -> str:
