@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import grpc
@@ -16,9 +17,9 @@ from data_plane.disk import TABLE
 from data_plane.saved import seal, unseal
 from pointsman.v1 import trigger_pb2
 from pointsman.v1.environments_pb2 import Environment
-from tests.clients import OWN_CONNECTION, Gateway, gateway_client, refused
+from tests.clients import OWN_CONNECTION, Gateway, cli_done, control_plane_client, gateway_client, refused
 from tests.eventually import eventually
-from tests.processes import Server, start_gateway
+from tests.processes import Server, start_control_plane, start_gateway
 from tests.proxy import Proxy
 from tests.sample_apps import marked
 from tests.scripted_control_plane import ScriptedControlPlane, ScriptedStream
@@ -256,6 +257,41 @@ async def test_a_restart_from_disk_does_not_make_a_stale_state_fresh(tmp_path, e
                     return (await gate.post("shop")).status_code == 200
 
                 await eventually(served)
+
+
+async def test_promise_09_an_outage_of_the_real_control_plane_from_the_limit_on_and_back(tmp_path):
+    async with (
+        start_control_plane(tmp_path) as server,
+        start_gateway(tmp_path, server.grpc) as gateway_server,
+        control_plane_client(server) as plane,
+        gateway_client(gateway_server) as gate,
+    ):
+        app = await plane.create_app(v1=marked("v1"), v2=marked("v2"))
+        await plane.deploy(app, "v1")
+        await cli_done("environment", "update", "production", "--max-staleness", "1s", "--stale-action", "refuse", control_plane=server)
+
+        async def known() -> bool:
+            return bool((await gate.status()).environments)
+
+        async def refused_as_stale() -> bool:
+            return (await gate.post(app)).status_code == 503
+
+        async def served() -> bool:
+            return (await gate.post(app)).status_code == 200
+
+        await eventually(known)
+        await eventually(served)
+        for cut, mend in ((server.kill, server.start), (drill(gateway_server, "5m"), drill(gateway_server, "0"))):
+            await cut()
+            await eventually(refused_as_stale)
+            await mend()
+            await eventually(served)
+        assert (await plane.deploy(app, "v2")).rollout.gateways_applied == 1
+        assert (await gate.trigger(app)).release == "v2"
+
+
+def drill(gateway: Server, seconds: str) -> Callable[[], Awaitable[str]]:
+    return lambda: cli_done("drill", "outage", "--for", seconds, gateway=gateway)
 
 
 async def test_the_word_of_another_store_is_none(tmp_path):

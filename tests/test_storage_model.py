@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from control_plane.model import Binding, Deployment, Draft, Environment
+from control_plane.model import Binding, Deployment, Draft, Environment, StaleAction, StalenessPolicy
 from control_plane.storage import open_store
 from tests.test_storage_contract import BACKENDS, NOW, a_deployment, a_pruning, a_release, an_app, filled
 
@@ -49,6 +49,7 @@ class Model:
     deployments: dict[str, Deployment] = field(default_factory=dict)
     bindings: dict[tuple[str, str], Binding] = field(default_factory=dict)
     pruned: set[tuple[str, str]] = field(default_factory=set)
+    policies: dict[str, tuple] = field(default_factory=dict)
     past: dict[int, dict[tuple[str, str], Binding]] = field(default_factory=dict)
 
     def bind(self, bindings: dict[tuple[str, str], Binding]) -> None:
@@ -155,6 +156,23 @@ class StoreMachine(RuleBasedStateMachine):
     def delete_environment(self, environment, fate):
         if environment in self.model.environments:
             self.write(fate, lambda tx: tx.delete_environment(environment), lambda model: model.environments.pop(environment))
+
+    @rule(environment=ENVIRONMENTS, limit=st.none() | st.integers(1, 10**12), action=st.sampled_from(StaleAction), fate=fates)
+    def set_staleness_policy(self, environment, limit, action, fate):
+        """Told with its environment while there is one, and kept beyond it."""
+        limit = None if limit is None else timedelta(microseconds=limit)
+
+        async def work(tx):
+            revision = await tx.next_revision()
+            await tx.set_staleness_policy(
+                StalenessPolicy(environment=environment, revision=revision, max_staleness=limit, stale_action=action)
+            )
+
+        def change(model):
+            model.revision += 1
+            model.policies[environment] = (model.revision, limit, action)
+
+        self.write(fate, work, change)
 
     @rule(app=APPS, tag=TAGS, content=st.sampled_from(CONTENTS), fate=fates)
     def create_release(self, app, tag, content, fate):
@@ -308,6 +326,12 @@ class StoreMachine(RuleBasedStateMachine):
     def answers(self, since, app):
         model, bindings, tags = self.model, self.model.bindings, ["v1", "v2", "v3"]
         changed = [b for b in bindings.values() if b.revision > since]
+        told = self.read(lambda tx: tx.staleness_policies_since(since))
+        policies = [(revision, name, limit, action) for name, (revision, limit, action) in model.policies.items() if revision > since]
+        assert [(p.revision, p.environment, p.max_staleness, p.stale_action) for p in told] == sorted(policies, key=lambda p: p[:2])
+        for name in model.environments:
+            found = self.read(lambda tx, name=name: tx.environment(name))
+            assert (found.max_staleness, found.stale_action) == model.policies.get(name, (0, None, StaleAction.SERVE))[1:]
         assert self.read(lambda tx: tx.bindings_since(since)) == sorted(changed, key=lambda b: (b.revision, b.app, b.environment))
         live = {}
         for (owner, where), b in sorted(bindings.items()):
