@@ -180,6 +180,15 @@ async def test_another_stores_unfinished_copy_and_one_that_lost_rows_are_refused
         await copy_store(first, target)
 
 
+async def test_a_store_that_a_control_plane_uses_is_neither_copied_nor_filled(new_url, tmp_path):
+    used, free = new_url("postgres"), new_url("postgres")
+    async with start_control_plane(tmp_path, "--store", used):
+        for source, target in ((used, free), (free, used)):
+            with pytest.raises(CannotCopyStore, match=r"is in use by the control plane at .*; stop it first"):
+                await copy_store(source, target)
+    await copy_store(used, free)
+
+
 async def test_a_damaged_snapshot_is_not_copied(new_url):
     source, target = new_url("sqlite"), new_url("sqlite")
     await fill(source)

@@ -94,6 +94,7 @@ async def copy_store(source_url: str, target_url: str) -> Copied:
     """
     stopping = threading.Event()
     async with _opened(open_store, source_url) as source:
+        await _refuse_in_use(source)
         await _begin(source, target_url)
         async with _opened(open_any_store, target_url) as target:
             copying = _Copying(source, target, stopping)
@@ -115,6 +116,15 @@ async def _opened(opens: Callable[[str], Any], url: str) -> AsyncIterator[Store]
         await store.close()
 
 
+async def _refuse_in_use(store: Store) -> None:
+    """A SQLite store that is in use cannot be opened at all; those on PostgreSQL tell by their beats."""
+    if _engine(store) == "postgres":
+        beats = "SELECT address FROM replicas WHERE beat_time > now() - interval '3 s' ORDER BY address"
+        found = [row[0] for row in await store.read(lambda tx: cast("SqlTransaction", tx).rows(beats))]
+        if found:
+            raise CannotCopyStore(f"the store {store.location} is in use by the control plane at {', '.join(found)}; stop it first")
+
+
 async def _begin(source: Store, target_url: str) -> None:
     """Marks the target as an unfinished copy of the source, unless it is one already."""
     name = UNFINISHED_COPY + source.store_id
@@ -124,6 +134,8 @@ async def _begin(source: Store, target_url: str) -> None:
 
         if target.store_id == source.store_id:
             raise CannotCopyStore(f"{target.location} is store {source.store_id} already, or a finished copy of it")
+
+        await _refuse_in_use(target)
 
         async def work(tx: Any) -> None:
             held = {table: await _count(tx, table) for table in TABLES}
