@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
+from typing import ParamSpec
 
 import click
 import structlog
@@ -34,6 +35,8 @@ from pointsman.settings import settings_options
 from pointsman.v1 import trigger_pb2, trigger_pb2_grpc
 from pointsman.web import HttpServer
 
+P = ParamSpec("P")
+
 log = structlog.get_logger()
 
 
@@ -55,26 +58,17 @@ async def serve(settings: Settings, stop: asyncio.Event, *, is_worker: bool = Fa
         )
         grpc_server = GrpcServer(reuse_port=is_worker)
         heard_file = HeardFile(settings.state_dir) if settings.state_dir is not None else None
-
-        def flipped() -> None:
-            staleness.check()
-            readiness.check()
-            if disk is not None:
-                disk.changed()
-
-        def heard() -> None:
-            staleness.heard()
-            if heard_file is not None:
-                heard_file.heard()
-
         staleness = Staleness(holder)
+        readiness = _Readiness(staleness, grpc_server)
+        staleness.on_change = readiness.check
+        flipped = _each(staleness.check, readiness.check, disk.changed if disk else None)
+        heard = _each(staleness.heard, heard_file.heard if heard_file else None)
         sync = Sync(holder, me, settings.control_planes(), compiler, blobs=disk, on_flip=flipped, on_heard=heard)
         status = Status(holder, staleness, sync, me, control_plane=settings.control_plane, default_environment=settings.default_environment)
-        readiness = _Readiness(status, grpc_server)
-        staleness.on_change = readiness.check
         gateway = Gateway(holder, staleness, clients, settings.gateway_id, settings.default_environment, settings.control_plane)
         trigger_pb2_grpc.add_TriggerServiceServicer_to_server(TriggerServicer(gateway), grpc_server.services)
-        statuses = GatewayStatusServicer(status, sync.outage, settings.gateway_id)
+        siblings = watch_parent(stop, sync.outage.simulate) if is_worker else None
+        statuses = GatewayStatusServicer(status, _each(sync.outage.simulate, siblings), settings.gateway_id)
         trigger_pb2_grpc.add_GatewayStatusServiceServicer_to_server(statuses, grpc_server.services)
 
         if disk is not None and heard_file is not None:
@@ -84,7 +78,7 @@ async def serve(settings: Settings, stop: asyncio.Event, *, is_worker: bool = Fa
             _beside(closing, "disk", partial(disk.keep, holder))
             _beside(closing, "heard", heard_file.keep)
         services = [service.full_name for service in trigger_pb2.DESCRIPTOR.services_by_name.values()]
-        await grpc_server.start(settings.listen, services, serving=status.ready)
+        await grpc_server.start(settings.listen, services, serving=staleness.ready)
         closing.push_async_callback(grpc_server.stop, 0)
         http_server = HttpServer(HttpApp(gateway, status), reuse_port=is_worker)
         await http_server.start(settings.http)
@@ -114,15 +108,26 @@ def _open_disk(settings: Settings, closing: contextlib.AsyncExitStack) -> Disk |
 class _Readiness:
     """Tells the health service whether the gateway is ready."""
 
-    def __init__(self, status: Status, server: GrpcServer) -> None:
-        self._status = status
+    def __init__(self, staleness: Staleness, server: GrpcServer) -> None:
+        self._staleness = staleness
         self._server = server
         self._tasks: set[asyncio.Task[None]] = set()
 
     def check(self) -> None:
-        task = asyncio.create_task(self._server.set_serving(serving=self._status.ready))
+        task = asyncio.create_task(self._server.set_serving(serving=self._staleness.ready))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _each(*calls: Callable[P, None] | None) -> Callable[P, None]:
+    """Calls those that are there, in their order."""
+
+    def call_each(*arguments: P.args, **named: P.kwargs) -> None:
+        for call in calls:
+            if call is not None:
+                call(*arguments, **named)
+
+    return call_each
 
 
 def _beside(closing: contextlib.AsyncExitStack, name: str, work: Callable[[], Awaitable[None]]) -> None:
@@ -157,13 +162,7 @@ def main(settings: Settings) -> None:
     if settings.workers > 1:
         run(lambda stop: serve_by_workers(settings, stop))
     is_worker = WORKER_VARIABLE in os.environ
-
-    async def serve_alone(stop: asyncio.Event) -> None:
-        if is_worker:
-            watch_parent(stop)
-        await serve(settings, stop, is_worker=is_worker)
-
-    run(serve_alone)
+    run(lambda stop: serve(settings, stop, is_worker=is_worker))
 
 
 if __name__ == "__main__":

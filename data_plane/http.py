@@ -170,7 +170,7 @@ class HttpApp:
                 environments=unready,
                 staleness_seconds=int(self._status.staleness.seconds or 0),
             )
-        if not self._status.ready:
+        if not self._status.staleness.ready:
             raise NotSynced(f"Gateway {gateway_id!r} is not ready: it does not hold what it shall serve yet.", gateway_id=gateway_id)
         return 200, [(b"content-type", b"text/plain")], b"ready\n"
 

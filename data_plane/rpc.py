@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc.aio
@@ -11,7 +11,6 @@ from google.protobuf import json_format
 from data_plane.gateway import Gateway
 from data_plane.http import MAX_BODY_BYTES
 from data_plane.lookup import Asked
-from data_plane.outage import Outage
 from data_plane.status import Status
 from data_plane.streaming import told
 from pointsman.errors import InvalidInput, TooLarge, Violation
@@ -82,9 +81,9 @@ def _asked(request: pb.TriggerRequest | pb.TriggerStreamRequest, context: Contex
 class GatewayStatusServicer(trigger_pb2_grpc.GatewayStatusServiceServicer):
     """Tells the status, and takes part in drills."""
 
-    def __init__(self, status: Status, outage: Outage, gateway_id: str) -> None:
+    def __init__(self, status: Status, simulate_outage: Callable[[float], None], gateway_id: str) -> None:
         self._status = status
-        self._outage = outage
+        self._simulate_outage = simulate_outage
         self._gateway_id = gateway_id
 
     async def GetStatus(self, _request: pb.GetStatusRequest, _context: object) -> pb.GetStatusResponse:
@@ -93,5 +92,5 @@ class GatewayStatusServicer(trigger_pb2_grpc.GatewayStatusServiceServicer):
 
     async def SimulateOutage(self, request: pb.SimulateOutageRequest, _context: object) -> pb.SimulateOutageResponse:
         """See trigger.proto."""
-        self._outage.simulate(request.duration.ToTimedelta().total_seconds())
+        self._simulate_outage(request.duration.ToTimedelta().total_seconds())
         return pb.SimulateOutageResponse(gateway_id=self._gateway_id, end_time=self._status.outage_end_time())

@@ -48,6 +48,11 @@ class Staleness:
         bound = {environment for _, environment in (*table.active, *table.rejected)}
         return sorted(name for name, policy in self.stale.items() if policy.action is StaleAction.UNREADY and name in bound)
 
+    @property
+    def ready(self) -> bool:
+        """Whether to be sent traffic: something is served for everything that is bound, and nothing that is stale says otherwise."""
+        return self._holder.table.ready and not self.unready
+
     def heard(self) -> None:
         """The control plane has said something."""
         self._heard_at = self._clock()

@@ -28,11 +28,6 @@ class Status:
         self._default_environment = default_environment
         self._started = datetime.now(UTC)
 
-    @property
-    def ready(self) -> bool:
-        """Whether it serves something for everything that it was told is bound, and is not too stale to be sent traffic."""
-        return self._holder.table.ready and not self.staleness.unready
-
     def outage_end_time(self) -> Timestamp | None:
         """When the simulated outage ends; None when there is none."""
         left = self._sync.outage.seconds_left
@@ -46,7 +41,7 @@ class Status:
             instance_id=self._me.instance_id,
             version=self._me.version,
             revision=table.revision,
-            ready=self.ready,
+            ready=self.staleness.ready,
             connected=self._sync.connected,
             control_plane=self._control_plane,
             store_id=table.store_id,

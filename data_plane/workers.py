@@ -1,7 +1,8 @@
 """Several processes on the same ports (`--workers N`): the kernel spreads connections over them, each has a Sync stream of its own.
 
 The parent only reserves the ports, starts the workers as commands of their own (never by fork: gRPC's threads would not survive it),
-starts again those that die, and passes on the end. A worker whose parent is gone ends too: its standard input closes.
+starts again those that die, and passes on the end. A worker whose parent is gone ends too: its standard input closes. What one worker
+writes to its standard output, the parent writes to the input of the others: `outage <seconds>`, one that is simulated.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import click
 import structlog
@@ -29,6 +30,9 @@ READY_SECONDS = 60.0
 # Beyond what the settings give running triggers, before a worker is killed.
 STOP_SECONDS = 10.0
 RESTART_SECONDS = (0.1, 10.0)
+OUTAGE = b"outage "
+# All that a pipe holds: no line is read in part.
+PIPE_BYTES = 64 * 1024
 
 log = structlog.get_logger()
 
@@ -48,7 +52,7 @@ async def serve_by_workers(settings: Settings, stop: asyncio.Event) -> None:
             if not all(started):
                 raise StartupError("a worker did not start; what it said is above")
             click.echo(f"ready: gateway grpc={listen} http={http}")
-            keeping = [asyncio.create_task(worker.keep()) for worker in workers]
+            keeping = [asyncio.create_task(worker.keep(tell_others(worker, workers))) for worker in workers]
             await stop.wait()
             for task in keeping:
                 task.cancel()
@@ -57,16 +61,32 @@ async def serve_by_workers(settings: Settings, stop: asyncio.Event) -> None:
             await asyncio.gather(*(worker.stop() for worker in workers))
 
 
-def watch_parent(stop: asyncio.Event) -> None:
-    """In a worker: sets stop when the parent is gone."""
+def watch_parent(stop: asyncio.Event, simulate_outage: Callable[[float], None]) -> Callable[[float], None]:
+    """In a worker: sets stop when the parent is gone, simulates the outages of its siblings, and gives what tells them of its own."""
 
     def on_input() -> None:
-        if not os.read(0, 1024):
+        told = os.read(0, PIPE_BYTES)
+        if not told:
             loop.remove_reader(0)
             stop.set()
+        for line in told.splitlines():
+            if line.startswith(OUTAGE):
+                simulate_outage(float(line.removeprefix(OUTAGE)))
 
     loop = asyncio.get_running_loop()
     loop.add_reader(0, on_input)
+    return lambda seconds: click.echo(OUTAGE + f"{seconds:g}".encode())
+
+
+def tell_others(worker: Worker, workers: Sequence[Worker]) -> Callable[[bytes], None]:
+    """Passes on what a worker says to all but itself."""
+
+    def tell(line: bytes) -> None:
+        for other in workers:
+            if other is not worker:
+                other.tell(line)
+
+    return tell
 
 
 class Worker:
@@ -96,13 +116,21 @@ class Worker:
                 return (await self._process.stdout.readline()).startswith(b"ready:")
         return False
 
-    async def keep(self) -> None:
-        """Starts it again whenever it has ended, until cancelled."""
+    def tell(self, line: bytes) -> None:
+        """A line on its standard input; nothing when it has just died."""
+        if self._process is not None and self._process.stdin is not None and self._process.returncode is None:
+            self._process.stdin.write(line)
+
+    async def keep(self, said: Callable[[bytes], None]) -> None:
+        """Starts it again whenever it has ended, and passes on what it says, until cancelled."""
         shortest, longest = RESTART_SECONDS
         pause = shortest
         while True:
             assert self._process is not None
+            assert self._process.stdout is not None
             began = time.monotonic()
+            async for line in self._process.stdout:
+                said(line)
             code = await self._process.wait()
             pause = shortest if time.monotonic() - began > longest else min(2 * pause, longest)
             log.error("a worker died and is started again", worker=self._index, exit_status=code)

@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from data_plane.__main__ import main
 from data_plane.config import Settings
 from data_plane.workers import worker_environment
+from pointsman.v1 import trigger_pb2
 from tests.clients import OWN_CONNECTION, gateway_client, grpc
 from tests.eventually import eventually
 from tests.processes import start_gateway
@@ -178,6 +179,22 @@ async def test_workers_share_the_ports_and_come_back_when_they_die(plane, tmp_pa
         assert plane.streams[-1].hello.revision == 1
         assert await server.stop() == 0
         assert [pid for pid in children if Path(f"/proc/{pid}").exists()] == []
+
+
+async def test_an_outage_is_simulated_by_all_workers(plane, tmp_path):
+    async with start_gateway(tmp_path, plane.address, "--workers", "3") as server, gateway_client(server) as gate:
+        streams = [await plane.stream() for _ in range(3)]
+
+        async def simulate(seconds: int) -> trigger_pb2.SimulateOutageResponse:
+            request = trigger_pb2.SimulateOutageRequest()
+            request.duration.FromSeconds(seconds)
+            return await gate.statuses.SimulateOutage(request)
+
+        assert (await simulate(600)).HasField("end_time")
+        await eventually(lambda: all(stream.over.is_set() for stream in streams))
+        assert not (await simulate(0)).HasField("end_time")
+        for _ in range(3):
+            await plane.stream()
 
 
 async def test_workers_end_with_their_parent(plane, tmp_path):

@@ -185,7 +185,7 @@ class GatewayStatusServiceServicer:
 
     def SimulateOutage(self, request, context):
         """A drill: makes the gateway behave as if the control plane were gone, for a time; a new call takes the place of the one before.
-        Of several workers it is one that is asked. Errors: INVALID_FIELD.
+        With several workers all of them do. Errors: INVALID_FIELD.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

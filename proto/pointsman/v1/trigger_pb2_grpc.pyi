@@ -101,7 +101,7 @@ class GatewayStatusServiceStub:
     """Returns what is loaded and how the connection to the control plane is."""
     SimulateOutage: _grpc.UnaryUnaryMultiCallable[_trigger_pb2.SimulateOutageRequest, _trigger_pb2.SimulateOutageResponse]
     """A drill: makes the gateway behave as if the control plane were gone, for a time; a new call takes the place of the one before.
-    Of several workers it is one that is asked. Errors: INVALID_FIELD.
+    With several workers all of them do. Errors: INVALID_FIELD.
     """
 
 @_typing.type_check_only
@@ -113,7 +113,7 @@ class GatewayStatusServiceAsyncStub(GatewayStatusServiceStub):
     """Returns what is loaded and how the connection to the control plane is."""
     SimulateOutage: _aio.UnaryUnaryMultiCallable[_trigger_pb2.SimulateOutageRequest, _trigger_pb2.SimulateOutageResponse]  # type: ignore[assignment]
     """A drill: makes the gateway behave as if the control plane were gone, for a time; a new call takes the place of the one before.
-    Of several workers it is one that is asked. Errors: INVALID_FIELD.
+    With several workers all of them do. Errors: INVALID_FIELD.
     """
 
 class GatewayStatusServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -134,7 +134,7 @@ class GatewayStatusServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_trigger_pb2.SimulateOutageResponse, _abc.Awaitable[_trigger_pb2.SimulateOutageResponse]]:
         """A drill: makes the gateway behave as if the control plane were gone, for a time; a new call takes the place of the one before.
-        Of several workers it is one that is asked. Errors: INVALID_FIELD.
+        With several workers all of them do. Errors: INVALID_FIELD.
         """
 
 def add_GatewayStatusServiceServicer_to_server(servicer: GatewayStatusServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
