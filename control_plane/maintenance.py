@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+import structlog
 
 from control_plane.config import Settings
 from control_plane.storage import POSTGRES_PREFIXES, CannotCopyStore, CannotOpenStore, sqlite_path
@@ -27,6 +28,7 @@ output_option = click.option("-o", "--output", type=click.Choice(["text", "json"
 @click.group()
 def main() -> None:
     """What is done to stores themselves, without a control plane."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
 
 @main.command()

@@ -77,10 +77,6 @@ class _Table:
     columns: list[str]
     key: list[str]
 
-    def values(self, row: Row) -> tuple[Any, ...]:
-        """Of the primary key."""
-        return tuple(row[self.columns.index(name)] for name in self.key)
-
 
 async def copy_store(source_url: str, target_url: str) -> Copied:
     """Copies what is missing, verifies all of it, and then gives the target the source's identity and revision.
@@ -131,7 +127,6 @@ async def _begin(source: Store, target_url: str) -> None:
     async with _opened(open_any_store, target_url) as target:
         if target.store_id == name:
             return
-
         if target.store_id == source.store_id:
             raise CannotCopyStore(f"{target.location} is store {source.store_id} already, or a finished copy of it")
 

@@ -53,7 +53,7 @@ def cause_of(error: BaseException) -> str:
 
 def one_line(error: BaseException) -> str:
     """A driver's message, which may have several."""
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()).rstrip(".")
 
 
 def parse(url: str) -> dict[str, Any]:

@@ -128,9 +128,13 @@ class Limits:
     @contextlib.contextmanager
     def within(self, connection: psycopg.Connection[Any], seconds: float) -> Iterator[None]:
         """What is done inside fails with psycopg.OperationalError, soon after so many seconds at the latest."""
-        self._until[connection] = time.monotonic() + seconds
+        until = self._until[connection] = time.monotonic() + seconds
         try:
             yield
+        except psycopg.Error as error:
+            if time.monotonic() > min(until, self._end):
+                raise psycopg.OperationalError("the server gave no answer in time; is its synchronous standby away?") from error
+            raise
         finally:
             del self._until[connection]
 
