@@ -40,6 +40,7 @@ class Store:
         self.plane = plane
         self.revision = 0
         self.bindings: dict[tuple[str, str], tuple[int, str]] = {}
+        self.limits: dict[str, float] = {}
         self.live: ScriptedStream | None = None
         self._task = asyncio.create_task(self._greet())
 
@@ -47,7 +48,9 @@ class Store:
         while True:
             stream = await self.plane._new.get()
             newer = [(r, key, digest) for key, (r, digest) in self.bindings.items() if r > stream.hello.revision]
-            self._tell(stream, [(r, key, digest) for r, key, digest in sorted(newer) if digest or stream.hello.revision], synced=True)
+            self._tell(
+                stream, [(r, key, digest) for r, key, digest in sorted(newer) if digest or stream.hello.revision], self.limits, synced=True
+            )
             self.live = stream
 
     async def close(self) -> None:
@@ -55,19 +58,21 @@ class Store:
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
 
-    def _tell(self, stream: ScriptedStream, changes, *, synced: bool = False) -> None:
-        stream.tell(self.revision, *((*key, digest[7:19], digest) for _, key, digest in changes), synced=synced)
+    def _tell(self, stream: ScriptedStream, changes, limits, *, synced: bool = False) -> None:
+        policies = {environment: (seconds, "REFUSE") for environment, seconds in limits.items()}
+        stream.tell(self.revision, *((*key, digest[7:19], digest) for _, key, digest in changes), synced=synced, policies=policies)
         update = stream.outgoing._queue[-1].update
         for binding, (revision, _, _) in zip(update.bindings, changes, strict=True):
             binding.revision = revision
 
-    def commit(self, changes: dict[tuple[str, str], str]) -> None:
+    def commit(self, changes: dict[tuple[str, str], str], **limits: float) -> None:
         """One transaction, told to whoever is connected."""
+        self.limits |= limits
         self.revision += 1
         for key, digest in changes.items():
             self.bindings[key] = (self.revision, digest)
         if self.live is not None and not self.live.over.is_set():
-            self._tell(self.live, [(self.revision, key, digest) for key, digest in changes.items()])
+            self._tell(self.live, [(self.revision, key, digest) for key, digest in changes.items()], limits)
 
     def state(self) -> dict[tuple[str, str], str]:
         return {key: digest for key, (_, digest) in self.bindings.items() if digest}
@@ -132,25 +137,35 @@ def faults(chance: random.Random):
     return fault
 
 
+async def prepare(chance: random.Random, live: ScriptedStream, prepare_id: str) -> None:
+    """Asked for, and sometimes cut off amid it."""
+    target = (*chance.choice(KEYS), "v", chance.choice([*GOOD, BAD])[0])
+    preparing = asyncio.ensure_future(live.prepare(prepare_id, target))
+    if chance.random() < 0.5:
+        live.end(grpc.StatusCode.UNAVAILABLE, "cut in between")
+        preparing.cancel()
+    await asyncio.wait({preparing}, timeout=0.05)
+    preparing.cancel()
+    await asyncio.gather(preparing, return_exceptions=True)
+
+
 async def step(chance: random.Random, store: Store, process: Process) -> str:
     """One thing happens; its name."""
     live = store.live
-    match chance.choices(["deploy", "remove", "prepare", "end", "move", "kill", "wait"], [8, 1, 4, 3, 1, 1, 3])[0]:
+    match chance.choices(["deploy", "remove", "limit", "prepare", "end", "move", "outage", "kill", "wait"], [8, 1, 2, 4, 3, 1, 1, 1, 3])[0]:
         case "deploy":
             keys = chance.sample(KEYS, chance.randint(1, 3))
             # A bad one gets bound by force: the gateway may not serve it.
             store.commit({key: chance.choice([*GOOD, *GOOD, BAD])[0] for key in keys})
         case "remove":
             store.commit({chance.choice(KEYS): ""})
+        case "limit":
+            # A limit, another one, or none any more.
+            store.commit({}, **{chance.choice(["staging", "production"]): chance.choice([0, 1, 30, 600])})
+        case "outage":
+            process.sync.outage.simulate(chance.choice([0, 0.005]))
         case "prepare" if live is not None:
-            target = (*chance.choice(KEYS), "v", chance.choice([*GOOD, BAD])[0])
-            preparing = asyncio.ensure_future(live.prepare(str(store.revision), target))
-            if chance.random() < 0.5:
-                live.end(grpc.StatusCode.UNAVAILABLE, "cut in between")
-                preparing.cancel()
-            await asyncio.wait({preparing}, timeout=0.05)
-            preparing.cancel()
-            await asyncio.gather(preparing, return_exceptions=True)
+            await prepare(chance, live, str(store.revision))
         case "end" if live is not None:
             live.end(chance.choice([None, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL]), "cut")
         case "move" if live is not None:
@@ -192,5 +207,7 @@ async def test_promise_10_whatever_happens_the_gateway_ends_on_the_stores_state(
             key: found for key, found in wanted.items() if found != BAD[0]
         }
         assert set(table().active) <= set(wanted)
+        limits = {environment: policy.max_staleness_seconds for environment, policy in table().policies.items()}
+        assert limits == {environment: seconds for environment, seconds in store.limits.items() if seconds}
         await process.kill()
         await store.close()

@@ -268,7 +268,7 @@ async def test_promise_09_an_outage_of_the_real_control_plane_from_the_limit_on_
     ):
         app = await plane.create_app(v1=marked("v1"), v2=marked("v2"))
         await plane.deploy(app, "v1")
-        await cli_done("environment", "update", "production", "--max-staleness", "1s", "--stale-action", "refuse", control_plane=server)
+        await cli_done("environment", "update", "production", "--max-staleness", "2s", "--stale-action", "refuse", control_plane=server)
 
         async def known() -> bool:
             return bool((await gate.status()).environments)
