@@ -37,7 +37,8 @@ class TriggerServiceStub:
     """Runs one endpoint on the release that is bound when the trigger starts, wholly and only on that one.
     Errors: INVALID_FIELD, INVALID_INPUT, ENDPOINT_NOT_FOUND, NO_RELEASE_DEPLOYED, RELEASE_NOT_LOADED,
     BEHIND, NOT_SYNCED, TOO_LARGE, TOO_MANY, STEP_FAILED, STEP_TIMEOUT. Their metadata have execution_id and gateway_id too, and once a
-    release was found its app, environment, release, digest and revision.
+    release was found its app, environment, release, digest and revision. In an environment that is stale and says FLAG the answer has
+    the initial metadata `x-stale`: seconds since the control plane was last heard.
     """
     TriggerStream: _grpc.UnaryStreamMultiCallable[_trigger_pb2.TriggerStreamRequest, _trigger_pb2.TriggerStreamResponse]
     """The same, told as it goes: execution_started, steps, the output as a model writes it, and at the end execution_completed or
@@ -54,7 +55,8 @@ class TriggerServiceAsyncStub(TriggerServiceStub):
     """Runs one endpoint on the release that is bound when the trigger starts, wholly and only on that one.
     Errors: INVALID_FIELD, INVALID_INPUT, ENDPOINT_NOT_FOUND, NO_RELEASE_DEPLOYED, RELEASE_NOT_LOADED,
     BEHIND, NOT_SYNCED, TOO_LARGE, TOO_MANY, STEP_FAILED, STEP_TIMEOUT. Their metadata have execution_id and gateway_id too, and once a
-    release was found its app, environment, release, digest and revision.
+    release was found its app, environment, release, digest and revision. In an environment that is stale and says FLAG the answer has
+    the initial metadata `x-stale`: seconds since the control plane was last heard.
     """
     TriggerStream: _aio.UnaryStreamMultiCallable[_trigger_pb2.TriggerStreamRequest, _trigger_pb2.TriggerStreamResponse]  # type: ignore[assignment]
     """The same, told as it goes: execution_started, steps, the output as a model writes it, and at the end execution_completed or
@@ -74,7 +76,8 @@ class TriggerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Runs one endpoint on the release that is bound when the trigger starts, wholly and only on that one.
         Errors: INVALID_FIELD, INVALID_INPUT, ENDPOINT_NOT_FOUND, NO_RELEASE_DEPLOYED, RELEASE_NOT_LOADED,
         BEHIND, NOT_SYNCED, TOO_LARGE, TOO_MANY, STEP_FAILED, STEP_TIMEOUT. Their metadata have execution_id and gateway_id too, and once a
-        release was found its app, environment, release, digest and revision.
+        release was found its app, environment, release, digest and revision. In an environment that is stale and says FLAG the answer has
+        the initial metadata `x-stale`: seconds since the control plane was last heard.
         """
 
     @_abc_1.abstractmethod
