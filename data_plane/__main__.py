@@ -20,6 +20,7 @@ from data_plane.disk import Disk
 from data_plane.gateway import Gateway
 from data_plane.heard import HeardFile
 from data_plane.holder import Holder
+from data_plane.hosts import HostPolicy
 from data_plane.http import HttpApp
 from data_plane.loading import Compiler
 from data_plane.rpc import GatewayStatusServicer, TriggerServicer
@@ -31,7 +32,7 @@ from data_plane.sync import Sync
 from data_plane.sync_stream import Me
 from data_plane.workers import WORKER_VARIABLE, serve_by_workers, watch_parent
 from pointsman.serving import GrpcServer, run
-from pointsman.settings import settings_options
+from pointsman.settings import is_loopback, settings_options
 from pointsman.v1 import trigger_pb2, trigger_pb2_grpc
 from pointsman.web import HttpServer
 
@@ -47,7 +48,7 @@ async def serve(settings: Settings, stop: asyncio.Event, *, is_worker: bool = Fa
         holder = Holder(_utc_now)
         compiler = Compiler(Secrets(settings.secrets_dir))
         closing.callback(compiler.close)
-        clients = Clients.open()
+        clients = Clients.open(_host_policy(settings))
         closing.push_async_callback(clients.aclose)
         me = Me(
             gateway_id=settings.gateway_id,
@@ -94,6 +95,11 @@ async def serve(settings: Settings, stop: asyncio.Event, *, is_worker: bool = Fa
         await asyncio.sleep(settings.drain_delay_seconds)
         log.info("stopping", running=gateway.in_flight, at_most_seconds=settings.drain_seconds)
         await asyncio.gather(grpc_server.stop(settings.drain_seconds), http_server.stop(settings.drain_seconds))
+
+
+def _host_policy(settings: Settings) -> HostPolicy:
+    """Who can reach this machine's own addresses anyway may do so through a release; who comes from elsewhere may not."""
+    return HostPolicy(settings.allow_host, loopback=is_loopback(settings.listen) and is_loopback(settings.http))
 
 
 def _open_disk(settings: Settings, closing: contextlib.AsyncExitStack) -> Disk | None:

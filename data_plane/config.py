@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from data_plane.hosts import HostPolicy
 from pointsman.rules import PATTERNS
 from pointsman.settings import Address, setting
 
@@ -46,6 +47,20 @@ class Addresses(click.ParamType[str]):
         return str(value)
 
 
+class AllowedHost(click.ParamType[str]):
+    """An entry of a HostPolicy."""
+
+    name = "host"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Fails with what an entry may be."""
+        try:
+            HostPolicy([str(value)])
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
+
+
 @dataclass(frozen=True)
 class Settings:
     """Read once, at the start."""
@@ -69,6 +84,11 @@ class Settings:
         None,
         "Folder with a file for each secret that is not in a variable POINTSMAN_SECRET_<NAME>.",
         kind=click.Path(exists=True, file_okay=False, path_type=Path),
+    )
+    allow_host: tuple[str, ...] = setting(
+        (),
+        "A host that tools and models may be on: name, *.suffix, address, network, * (public addresses); may be repeated; absent: *.",
+        kind=AllowedHost(),
     )
     drain_delay_seconds: float = setting(
         0.0, "How long to go on serving after SIGTERM, unready, so that load balancers notice.", kind=click.FloatRange(0, 3600)

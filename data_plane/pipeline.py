@@ -15,7 +15,7 @@ from typing import Any
 from data_plane.events import Emit, output_delta, step_finished, step_started
 from data_plane.loaded import LoadedEndpoint, LoadedStage, LoadedStep
 from data_plane.steps import StepError
-from data_plane.steps.base import Clients, StepContext
+from data_plane.steps.base import Clients, StepContext, Usage
 from pointsman.errors import PointsmanError, StepFailed, StepTimeout
 from pointsman.expressions import Expression, ExpressionError
 
@@ -49,6 +49,10 @@ class StepRecord:
     attempts: int = 0
     seconds: float = 0.0
     error: str = ""
+    usage: Usage | None = None
+    """Of steps that ask models."""
+    given: Any = None
+    """What a step that asks others asked."""
 
 
 @dataclass(slots=True)
@@ -64,10 +68,10 @@ class Run:
     pause: Callable[[float], Any] = asyncio.sleep
     jitter: Callable[[float, float], float] = random.uniform
 
-    def context(self, step: LoadedStep) -> StepContext:
+    def context(self, step: LoadedStep, deadline: float) -> StepContext:
         """What the step is given."""
         emit = self.emit
-        return StepContext(self.clients, None if emit is None else lambda text: emit(output_delta(step.name, text)))
+        return StepContext(self.clients, deadline, None if emit is None else lambda text: emit(output_delta(step.name, text)))
 
     def __post_init__(self) -> None:
         trigger = self.trigger
@@ -151,10 +155,14 @@ async def _attempts(stage: LoadedStage, step: LoadedStep, running: Run, record: 
     """The output of the first attempt that succeeds, within the step's time and the trigger's."""
     own_deadline = started + step.timeout_seconds
     deadline = min(own_deadline, running.trigger.deadline)
+    if started >= deadline:
+        # Steps that need no waiting are not interrupted, so the time can be over before one begins.
+        raise _timed_out(running, stage.name, step, whole=True)
+    context = running.context(step, deadline)
     while True:
         record.attempts += 1
         try:
-            output = step.run(running.variables, running.context(step))
+            output = step.run(running.variables, context)
             if hasattr(output, "__await__"):
                 async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline - time.monotonic()):
                     output = await output
@@ -167,6 +175,8 @@ async def _attempts(stage: LoadedStage, step: LoadedStep, running: Run, record: 
             raise _timed_out(running, stage.name, step, whole=own_deadline > running.trigger.deadline) from None
         else:
             return output
+        finally:
+            record.usage, record.given = context.usage, context.given
 
 
 def _pause(error: StepError, attempts: int, running: Run) -> float:

@@ -93,7 +93,7 @@ async def test_tools_that_the_model_asks_for_are_called_and_their_answers_sent_b
     found, refused, broken = second["messages"][-3:]
     assert json.loads(found["content"])["path"] == "/echo/7"
     assert "id: 8 is not of type" in refused["content"]
-    assert "the arguments are not JSON" in broken["content"]
+    assert "the text of the arguments is not JSON" in broken["content"]
     assert "there is no tool 'fly'; there are find" in third["messages"][-1]["content"]
     assert upstream.calls["/echo/7"] == 1
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
 
+from data_plane.hosts import HostPolicy, PolicedTransport
+from data_plane.mcp_sessions import McpSessions
 from data_plane.secrets import Secrets
 from pointsman.v1.config_pb2 import Model, Tool
 
@@ -15,6 +17,8 @@ Variables = Mapping[str, Any]
 
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
 MAX_SHOWN_CHARS = 200
+# For each address of a host: the next one shall have its turn within the time of a step.
+CONNECT_SECONDS = 5.0
 # Answers that say that the cause may pass.
 RETRYABLE_STATUSES = frozenset({429, 502, 503, 504})
 
@@ -42,6 +46,8 @@ class Compiling:
     secrets: Secrets
     tools: Mapping[str, Tool]
     models: Mapping[str, Model]
+    shared: dict[str, Any] = field(default_factory=dict)
+    """What the steps of one release have in common, by a key of the kind that made it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,52 +55,53 @@ class Clients:
     """What steps share to reach the outside: made once for the process."""
 
     http: httpx2.AsyncClient
+    mcp: McpSessions
 
     @classmethod
-    def open(cls) -> Clients:
-        """With a connection pool for everything that the gateway calls. Timeouts are those of the steps, not of the client."""
+    def open(cls, policy: HostPolicy | None = None) -> Clients:
+        """With a connection pool for everything that the gateway calls; no policy allows what a gateway on loopback may call.
+
+        Timeouts are those of the steps, not of the client; only making a connection has one of its own.
+        """
         limits = httpx2.Limits(max_connections=1000, max_keepalive_connections=200, keepalive_expiry=30)
-        return cls(http=httpx2.AsyncClient(timeout=None, limits=limits, follow_redirects=False, trust_env=False))
+        transport = PolicedTransport(policy or HostPolicy(loopback=True), limits)
+        # Without this httpx2 would ask for encodings that are only unpacked whole.
+        headers = {"accept-encoding": "gzip"}
+        timeout = httpx2.Timeout(None, connect=CONNECT_SECONDS)
+        http = httpx2.AsyncClient(transport=transport, timeout=timeout, headers=headers, follow_redirects=False, trust_env=False)
+        return cls(http=http, mcp=McpSessions(transport))
 
     async def aclose(self) -> None:
-        """Closes every connection."""
+        """Closes every session and every connection."""
+        await self.mcp.aclose()
         await self.http.aclose()
 
 
 @dataclass(slots=True)
+class Usage:
+    """What a step used of models and tools, over all its attempts."""
+
+    model: str = ""
+    """Name there of the model that answered last."""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    model_calls: int = 0
+    tool_calls: int = 0
+
+
+@dataclass(slots=True)
 class StepContext:
-    """What a running step is given besides its variables. `delta`, when somebody listens, takes text as a model writes it."""
+    """What a running step is given besides its variables, the same for all attempts.
+
+    `deadline` is a time.monotonic(), the step's or the trigger's; `delta`, when somebody listens, takes text as a model writes it;
+    `usage` is made by the kinds that use something; `given` is what a kind that asks others asked, for the record.
+    """
 
     clients: Clients
+    deadline: float
     delta: Callable[[str], None] | None = None
+    usage: Usage | None = None
+    given: Any = None
 
 
 Runner = Callable[[Variables, StepContext], Any | Awaitable[Any]]
-
-
-async def read_body(response: httpx2.Response, who: str, *, retryable: bool) -> bytes:
-    """The whole body, decoded, up to MAX_ANSWER_BYTES. Raises StepError; `retryable` is for an answer that was cut."""
-    body = bytearray()
-    try:
-        async for chunk in response.aiter_bytes():
-            body += chunk
-            if len(body) > MAX_ANSWER_BYTES:
-                raise StepError(f"{who} answered more than {MAX_ANSWER_BYTES} bytes")
-    except httpx2.TransportError as error:
-        raise StepError(f"{who}: the answer was cut: {cause_of(error)}", retryable=retryable) from None
-    except httpx2.DecodingError as error:
-        raise StepError(f"{who} answered an encoding that is broken: {error}") from None
-    return bytes(body)
-
-
-def cause_of(error: Exception) -> str:
-    """What went wrong; some of httpx2's errors say nothing but their name."""
-    return str(error) or type(error).__name__
-
-
-def retry_after(response: httpx2.Response) -> float | None:
-    """The seconds of Retry-After; its other form, a date, is not used by APIs and gives None."""
-    try:
-        return max(0.0, float(response.headers.get("retry-after", "")))
-    except ValueError:
-        return None

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import ipaddress
+import socket
 import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
@@ -43,6 +45,15 @@ class Address(NamedTuple):
         if not colon or not host or "/" in host or not port.isdecimal() or int(port) > 65535:
             raise ValueError(f"{text!r} is not host:port, such as 127.0.0.1:7400")
         return cls(host, int(port))
+
+
+def is_loopback(address: Address) -> bool:
+    """Whether only this machine can reach what listens there. A name that is unknown, or has another address too, does not count."""
+    try:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(str(one[4][0]).partition("%")[0]).is_loopback for one in found)
 
 
 class AddressType(click.ParamType[Address]):

@@ -1,0 +1,89 @@
+"""Reading what upstreams answer: never more than there is room for, however it is packed, and every way of breaking off as a StepError."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import AsyncGenerator, AsyncIterator
+
+import httpx2
+
+from data_plane.hosts import HostRefusedError
+from data_plane.steps.base import MAX_ANSWER_BYTES, MAX_SHOWN_CHARS, Clients, StepError
+
+# Of a stream, which is read line by line and never held whole.
+MAX_STREAM_BYTES = 256 * 1024 * 1024
+# zlib: gzip or zlib, told from the header.
+_EITHER_WRAPPER = 32 + zlib.MAX_WBITS
+
+
+async def send(clients: Clients, request: httpx2.Request, who: str, *, retryable: bool) -> httpx2.Response:
+    """The head of the answer; the caller closes it. Raises StepError; `retryable` is for what may pass, such as a lost connection."""
+    try:
+        return await clients.http.send(request, stream=True)
+    except HostRefusedError as error:
+        raise StepError(f"{who}: {error}") from None
+    except httpx2.TransportError as error:
+        raise StepError(f"{who} cannot be reached: {_cause(error)}", retryable=retryable) from None
+
+
+async def read_body(response: httpx2.Response, who: str, *, retryable: bool) -> bytes:
+    """The whole body, unpacked, up to MAX_ANSWER_BYTES. Raises StepError; `retryable` is for an answer that was cut."""
+    body = bytearray()
+    async for piece in _pieces(response, who, MAX_ANSWER_BYTES, retryable=retryable):
+        body += piece
+    return bytes(body)
+
+
+async def read_lines(response: httpx2.Response, who: str) -> AsyncGenerator[bytes]:
+    """The lines of a stream as they come, without their ends. Raises StepError, also when it is cut."""
+    waiting = bytearray()
+    async for piece in _pieces(response, who, MAX_STREAM_BYTES, retryable=False):
+        seen = len(waiting)
+        waiting += piece
+        begin = 0
+        while (end := waiting.find(b"\n", max(begin, seen))) >= 0:
+            yield bytes(waiting[begin:end]).removesuffix(b"\r")
+            begin = end + 1
+        del waiting[:begin]
+        if len(waiting) > MAX_ANSWER_BYTES:
+            raise StepError(f"{who} answered a line of more than {MAX_ANSWER_BYTES} bytes")
+    if waiting:
+        yield bytes(waiting)
+
+
+async def _pieces(response: httpx2.Response, who: str, limit: int, *, retryable: bool) -> AsyncIterator[bytes]:
+    encoding = response.headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity", "gzip", "deflate"):
+        raise StepError(f"{who} answered in the encoding {encoding[:MAX_SHOWN_CHARS]!r}, and was asked for gzip or none")
+    # httpx2 would unpack a whole piece at once, and a small one can hold gigabytes.
+    unpacker = zlib.decompressobj(_EITHER_WRAPPER) if encoding in ("gzip", "deflate") else None
+    left, began = limit, False
+    try:
+        async for packed in response.aiter_raw():
+            began = True
+            piece = unpacker.decompress(packed, left + 1) if unpacker else packed
+            left -= len(piece)
+            if left < 0:
+                raise StepError(f"{who} answered more than {limit} bytes")
+            if piece:
+                yield piece
+    except httpx2.TransportError as error:
+        raise StepError(f"{who}: the answer was cut: {_cause(error)}", retryable=retryable) from None
+    except zlib.error as error:
+        raise StepError(f"{who} answered {encoding} that is broken: {error}") from None
+    if unpacker and began and not unpacker.eof:
+        raise StepError(f"{who}: the answer was cut: its {encoding} has no end", retryable=retryable)
+
+
+def _cause(error: Exception) -> str:
+    """Some of httpx2's errors say nothing but their name."""
+    return str(error) or type(error).__name__
+
+
+def retry_after(response: httpx2.Response) -> float | None:
+    """The seconds of Retry-After; its other form, a date, is not used by APIs and gives None."""
+    try:
+        seconds = float(response.headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds < float("inf") else None
