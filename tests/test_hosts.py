@@ -87,7 +87,7 @@ async def strict():
     await clients.aclose()
 
 
-@pytest.mark.parametrize("written", ["127.0.0.1", "localhost", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "[::ffff:127.0.0.1]"])
+@pytest.mark.parametrize("written", ["127.0.0.1", "localhost", "127.1", "2130706433", "0x7f000001", "[::ffff:127.0.0.1]"])
 async def test_this_machine_is_not_reached_however_its_address_is_written(strict, written):
     async with ScriptedUpstream().running() as upstream:
         url = upstream.url.replace("127.0.0.1", written)
@@ -97,6 +97,11 @@ async def test_this_machine_is_not_reached_however_its_address_is_written(strict
             assert "no public address" in error.value.metadata["cause"]
             assert "--allow-host" in error.value.metadata["cause"]
         assert not upstream.seen
+
+
+async def test_an_octal_address_is_no_url(strict):
+    with pytest.raises(StepFailed, match="Invalid IPv4 address"):
+        await run(calling("http://0177.0.0.1/echo"), running(strict))
 
 
 async def test_a_name_that_leads_here_is_not_followed_and_the_address_that_was_checked_is_the_one_that_is_used(strict, monkeypatch):
