@@ -20,8 +20,13 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 EVERY_PUBLIC_HOST = "*"
 ENTRIES = "a host (tools.internal), a suffix (*.example.com), an address, a network (10.0.0.0/8), or * (every host with a public address)"
+HEADER_REFUSED = "HTTP does not allow the value of one of its headers: a line break, or a space at an end (of a secret, perhaps)"
 # RFC 6052: an IPv4 address in the last 32 bits of an IPv6 one.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# All that IANA gives out for the internet. What else Python calls global leads to IPv4 (::/8) or stays local (fec0::/10).
+_PUBLIC_IPV6 = ipaddress.IPv6Network("2000::/3")
+# RFC 6890: of protocols, not of hosts. Older Pythons know a part of it only, and a cloud answers with credentials there.
+_IETF_PROTOCOLS = ipaddress.IPv4Network("192.0.0.0/24")
 
 
 class HostRefusedError(Exception):
@@ -75,7 +80,7 @@ class HostPolicy:
         remedy = f"start the gateway with --allow-host {host}"
         if not self._public:
             raise HostRefusedError(f"this gateway may not call {shown}; {remedy} if it shall")
-        if not real.is_global or real.is_multicast:
+        if not _is_public(real):
             raise HostRefusedError(f"{shown} is no public address; {remedy} if it may be called")
 
 
@@ -87,6 +92,12 @@ def _embedded(address: Address) -> Address:
         return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     teredo = address.teredo
     return address.ipv4_mapped or address.sixtofour or (teredo[1] if teredo else address)
+
+
+def _is_public(address: Address) -> bool:
+    if isinstance(address, ipaddress.IPv4Address):
+        return address.is_global and not address.is_multicast and address not in _IETF_PROTOCOLS
+    return address.is_global and address in _PUBLIC_IPV6
 
 
 class PolicedTransport(httpx2.AsyncHTTPTransport):
@@ -103,6 +114,13 @@ class PolicedTransport(httpx2.AsyncHTTPTransport):
             keepalive_expiry=limits.keepalive_expiry,
             network_backend=_PolicedBackend(policy),
         )
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """As ever, but no error shows the value of a header, which may be a secret."""
+        try:
+            return await super().handle_async_request(request)
+        except httpx2.LocalProtocolError:
+            raise httpx2.LocalProtocolError(HEADER_REFUSED, request=request) from None
 
 
 class _PolicedBackend(httpcore2.AsyncNetworkBackend):

@@ -103,7 +103,8 @@ class ScriptedUpstream:
         if isinstance(answer, str):
             deltas = [{"content": word} for word in answer.split("|")]
         else:
-            for index, call in enumerate(answer["tool_calls"]):
+            deltas = [{key: answer[key]} for key in ("content", "refusal") if answer.get(key)]
+            for index, call in enumerate(answer.get("tool_calls", [])):
                 function, half = call["function"], len(call["function"]["arguments"]) // 2
                 deltas.append({"tool_calls": [{"index": index, "id": call["id"], "function": {"name": function["name"], "arguments": ""}}]})
                 for part in (function["arguments"][:half], function["arguments"][half:]):

@@ -26,13 +26,25 @@ PRIVATE = [
     "100.64.0.1",
     "0.0.0.0",
     "224.0.0.1",
+    "192.0.0.192",
     "::1",
     "fe80::1",
     "fd00::1",
+    "fec0::1",
+    "ff02::1",
     "::",
 ]
-# The same, as IPv6 has other words for them: mapped, NAT64, 6to4.
-DISGUISED = ["::ffff:127.0.0.1", "64:ff9b::10.1.2.3", "2002:7f00:1::", "::ffff:169.254.169.254"]
+# The same, as IPv6 has other words for them: mapped, NAT64 (also a network's own), 6to4, compatible, translated.
+DISGUISED = [
+    "::ffff:127.0.0.1",
+    "::ffff:169.254.169.254",
+    "64:ff9b::10.1.2.3",
+    "64:ff9b:1::10.1.2.3",
+    "2002:7f00:1::",
+    "::127.0.0.1",
+    "::ffff:0:10.1.2.3",
+]
+PUBLIC_TOO = ["2606:4700::1111", "64:ff9b::8.8.8.8", "::ffff:8.8.8.8"]
 
 
 def refused(policy: HostPolicy, host: str, address: str) -> str:
@@ -46,7 +58,11 @@ def test_without_a_word_only_public_addresses_are_called(address):
     says = refused(HostPolicy(), "tools.example.com", address)
     assert f"tools.example.com ({ipaddress.ip_address(address)}) is no public address" in says
     assert "--allow-host tools.example.com" in says
-    HostPolicy().check_address("tools.example.com", ipaddress.ip_address(PUBLIC))
+
+
+@pytest.mark.parametrize("address", [PUBLIC, *PUBLIC_TOO])
+def test_public_addresses_are_called(address):
+    HostPolicy().check_address("tools.example.com", ipaddress.ip_address(address))
 
 
 def test_what_is_named_may_be_anywhere_and_nothing_else_may():

@@ -22,8 +22,8 @@ KEY = "sk-canary-93"
 LABEL = {"type": "object", "required": ["label"], "properties": {"label": {"enum": ["refund", "other"]}}}
 
 
-def asking(*urls: str, timeout: str = "20s", **inference: Any) -> LoadedEndpoint:
-    step = {"name": "ask", "timeout": timeout, "inference": {"model": "m", **inference}}
+def asking(*urls: str, timeout: str = "20s", key: str = KEY, **inference: Any) -> LoadedEndpoint:
+    step = {"name": "ask", "timeout": timeout, **inference.pop("step", {}), "inference": {"model": "m", **inference}}
     config = {
         "endpoints": [{"name": "e", "pipeline": "p"}],
         "pipelines": [{"name": "p", "stages": [{"name": "s", "steps": [step]}]}],
@@ -31,7 +31,7 @@ def asking(*urls: str, timeout: str = "20s", **inference: Any) -> LoadedEndpoint
     }
     snapshot = json_format.ParseDict(config, AppConfig()).SerializeToString(deterministic=True)
     digest = "sha256:" + hashlib.sha256(snapshot).hexdigest()
-    return compile_release(digest, snapshot, Secrets(environment={"POINTSMAN_SECRET_KEY": KEY})).endpoints["e"]
+    return compile_release(digest, snapshot, Secrets(environment={"POINTSMAN_SECRET_KEY": key})).endpoints["e"]
 
 
 def sent(upstream: ScriptedUpstream) -> list[dict[str, Any]]:
@@ -75,9 +75,14 @@ async def test_a_response_schema_gives_a_value_after_one_repair_at_most(upstream
         await run(endpoint, running(clients))
 
 
-def tool(upstream: ScriptedUpstream) -> dict[str, Any]:
+def tool(upstream: ScriptedUpstream, method: str) -> dict[str, Any]:
     schema = {"type": "object", "required": ["id"], "properties": {"id": {"type": "string"}}}
-    return {"name": "find", "description": "Finds.", "input_schema": schema, "http": {"url": upstream.url + "/echo/{{ arguments.id }}"}}
+    return {
+        "name": "find",
+        "description": "Finds.",
+        "input_schema": schema,
+        "http": {"method": method, "url": upstream.url + "/echo/{{ arguments.id }}"},
+    }
 
 
 def calls(*arguments: str, name: str = "find") -> dict[str, Any]:
@@ -98,12 +103,12 @@ async def test_tools_that_the_model_asks_for_are_called_and_their_answers_sent_b
     assert upstream.calls["/echo/7"] == 1
 
 
-def asking_with(upstream: ScriptedUpstream, **more: Any) -> LoadedEndpoint:
-    step = {"prompt": "Find", "model": "m", "tools": ["find"], **more}
+def asking_with(upstream: ScriptedUpstream, method: str = "GET", step: Any = None, **more: Any) -> LoadedEndpoint:
+    asked = {"name": "ask", **(step or {}), "inference": {"prompt": "Find", "model": "m", "tools": ["find"], **more}}
     config = {
         "endpoints": [{"name": "e", "pipeline": "p"}],
-        "pipelines": [{"name": "p", "stages": [{"name": "s", "steps": [{"name": "ask", "inference": step}]}]}],
-        "tools": [tool(upstream)],
+        "pipelines": [{"name": "p", "stages": [{"name": "s", "steps": [asked]}]}],
+        "tools": [tool(upstream, method)],
         "models": [{"name": "m", "targets": [{"base_url": f"{upstream.url}/v1"}]}],
     }
     snapshot = json_format.ParseDict(config, AppConfig()).SerializeToString(deterministic=True)
@@ -114,6 +119,56 @@ async def test_a_model_that_never_stops_calling_is_stopped(upstream: ScriptedUps
     upstream.completions = [calls('{"id": "7"}')] * 5
     with pytest.raises(StepFailed, match="more than 2 tool calls"):
         await run(asking_with(upstream, max_tool_calls=2), running(clients))
+
+
+async def test_tool_calls_are_counted_over_the_repair_too(upstream: ScriptedUpstream, clients: Clients):
+    upstream.completions = [calls('{"id": "7"}'), "no value", calls('{"id": "7"}'), calls('{"id": "7"}'), '{"label": "refund"}']
+    with pytest.raises(StepFailed, match="more than 2 tool calls"):
+        await run(asking_with(upstream, max_tool_calls=2, response_schema=LABEL), running(clients))
+    assert upstream.calls["/echo/7"] == 2
+
+
+@pytest.mark.parametrize(("method", "asked"), [("POST", 2), ("GET", 4)])
+async def test_a_step_is_not_repeated_after_a_tool_that_must_not_be(upstream: ScriptedUpstream, clients: Clients, method: str, asked: int):
+    upstream.completions = [calls('{"id": "7"}'), 503, calls('{"id": "7"}'), "Found."]
+    endpoint = asking_with(upstream, method=method, step={"max_retries": 3})
+    if method == "GET":
+        assert await run(endpoint, running(clients)) == "Found."
+    else:
+        with pytest.raises(StepFailed, match="answered 503"):
+            await run(endpoint, running(clients))
+    assert (len(sent(upstream)), upstream.calls["/echo/7"]) == (asked, asked // 2)
+
+
+async def test_a_step_is_not_repeated_after_its_text_was_told(upstream: ScriptedUpstream, clients: Clients):
+    both = {"content": "Let me look. ", "tool_calls": calls('{"id": "7"}')["tool_calls"]}
+    upstream.completions = [both, 503, "never"]
+    told: list[str] = []
+    streamed = running(clients)
+    streamed.emit = lambda event: told.append(event.data["text"]) if event.name == "output_delta" else None
+    with pytest.raises(StepFailed, match="answered 503"):
+        await run(asking_with(upstream, step={"max_retries": 3}), streamed)
+    assert (told, upstream.completions) == (["Let me look. "], ["never"])
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_refusal_fails_the_step(upstream: ScriptedUpstream, clients: Clients, streamed: bool):
+    upstream.completions = [{"role": "assistant", "refusal": "I cannot help with that."}]
+    now = running(clients)
+    now.emit = (lambda _: None) if streamed else None
+    with pytest.raises(StepFailed, match="refused to answer: I cannot help with that"):
+        await run(asking(upstream.url, prompt="Hi"), now)
+
+
+@pytest.mark.parametrize("key", [f"{KEY}\r", f"{KEY}\nx: y", f"{KEY} "])
+async def test_a_key_that_is_no_header_is_not_shown(upstream: ScriptedUpstream, clients: Clients, key: str):
+    for failing in (asking(upstream.url, prompt="Hi", key=key), asking(upstream.url, prompt="Hi", key=key, step={"max_retries": 2})):
+        now = running(clients)
+        with pytest.raises(StepFailed, match="HTTP does not allow the value of one of its headers") as failed:
+            await run(failing, now)
+        assert KEY not in failed.value.message + repr(failed.value.metadata)
+        assert now.steps[0].attempts == 1
+    assert not upstream.seen
 
 
 async def test_targets_are_tried_in_order_and_one_that_fails_is_passed_over(upstream: ScriptedUpstream, clients: Clients):

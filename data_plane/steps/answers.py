@@ -23,7 +23,8 @@ async def send(clients: Clients, request: httpx2.Request, who: str, *, retryable
     except HostRefusedError as error:
         raise StepError(f"{who}: {error}") from None
     except httpx2.TransportError as error:
-        raise StepError(f"{who} cannot be reached: {_cause(error)}", retryable=retryable) from None
+        may_pass = retryable and not isinstance(error, httpx2.LocalProtocolError)
+        raise StepError(f"{who} cannot be reached: {_cause(error)}", retryable=may_pass) from None
 
 
 async def read_body(response: httpx2.Response, who: str, *, retryable: bool) -> bytes:

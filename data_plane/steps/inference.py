@@ -7,18 +7,19 @@ here, all of one answer at the same time, and their answers sent back, until it 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from data_plane.steps.base import CannotCompileError, Compiling, Runner, StepContext, StepError, Usage, Variables
-from data_plane.steps.completions import ToolCall, tool_call
+from data_plane.steps.base import MAX_SHOWN_CHARS, CannotCompileError, Compiling, Runner, StepContext, StepError, Variables
+from data_plane.steps.completions import Message, ToolCall, tool_call
 from data_plane.steps.targets import Targets
 from data_plane.steps.tools import CompiledTool, compile_tool
 from pointsman.expressions import ExpressionError, compile_template
 from pointsman.schemas import Schema, compile_schema
 from pointsman.v1.config_pb2 import Inference, Step, Tool
-from pointsman.values import NUL_REFUSED, decode_json, from_struct
+from pointsman.values import NUL_REFUSED, decode_json, from_struct, refusal
 
 DEFAULT_TOOL_CALLS = 8
 
@@ -29,6 +30,23 @@ def compile_step(compiling: Compiling, step: Step) -> Runner:
     """A conversation with the model, from messages to an output."""
     conversation = _Conversation(compiling, step.inference)
     return conversation.run
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """What one attempt of a step has done so far."""
+
+    variables: Variables
+    context: StepContext
+    tool_calls: int = 0
+    repeatable: bool = True
+    """Whether another attempt would do no harm: nothing was told to a listener, and no tool called that is not retry_safe."""
+
+    def tell(self, text: str) -> None:
+        """Text, as the model writes it."""
+        assert self.context.delta is not None, "only called when somebody listens"
+        self.repeatable = False
+        self.context.delta(text)
 
 
 class _Conversation:
@@ -71,8 +89,16 @@ class _Conversation:
 
     async def run(self, variables: Variables, context: StepContext) -> Any:
         """The output. Raises StepError."""
-        messages = context.given = self._messages(variables)
-        text = await self._talk(messages, variables, context)
+        attempt = _Attempt(variables, context)
+        try:
+            return await self._answer(attempt)
+        except StepError as error:
+            error.retryable = error.retryable and attempt.repeatable
+            raise
+
+    async def _answer(self, attempt: _Attempt) -> Any:
+        messages = attempt.context.given = self._messages(attempt.variables)
+        text = await self._talk(messages, attempt)
         if self._schema is None:
             return text
         found, problem = _parsed(text, self._schema)
@@ -82,7 +108,7 @@ class _Conversation:
                 {"role": "assistant", "content": text},
                 {"role": "user", "content": f"That was not accepted: {problem}. Answer again."},
             ]
-            found, problem = _parsed(await self._talk(messages, variables, context), self._schema)
+            found, problem = _parsed(await self._talk(messages, attempt), self._schema)
         if problem:
             raise StepError(f"{self._who} did not answer as response_schema asks, twice: {problem}")
         return found
@@ -99,50 +125,65 @@ class _Conversation:
             raise StepError("it has no prompt, and the input has no messages: a list of {role, content}")
         return messages + history
 
-    async def _talk(self, messages: Messages, variables: Variables, context: StepContext) -> str:
+    async def _talk(self, messages: Messages, attempt: _Attempt) -> str:
         """Asks until the model answers in words, calling the tools that it asks for."""
         # A value by schema is not told as it is written: it may be refused and written anew.
-        delta = context.delta if self._schema is None else None
-        calls = 0
+        delta = attempt.tell if attempt.context.delta is not None and self._schema is None else None
         while True:
-            message = await self._targets.ask({"messages": messages, **self._parameters}, context, delta)
+            message = await self._targets.ask({"messages": messages, **self._parameters}, attempt.context, delta)
             wanted = message.tool_calls or []
             if not wanted:
-                return self._words(message.content, message.refusal)
-            calls += len(wanted)
-            if calls > self._max_tool_calls:
+                return self._words(message)
+            attempt.tool_calls += len(wanted)
+            if attempt.tool_calls > self._max_tool_calls:
                 raise StepError(f"{self._who} asked for more than {self._max_tool_calls} tool calls (max_tool_calls)")
             messages.append({"role": "assistant", "content": message.content, "tool_calls": wanted})
             understood = [tool_call(self._who, call) for call in wanted]
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._call_tool(call, variables, context)) for call in understood]
+                tasks = [group.create_task(self._told(call, attempt)) for call in understood]
             messages += [task.result() for task in tasks]
 
-    def _words(self, content: str | None, refusal: str | None) -> str:
-        if content is None:
-            raise StepError(f"{self._who} refused to answer: {refusal}" if refusal else f"{self._who} answered neither text nor tool calls")
-        if "\0" in content:
+    def _words(self, message: Message) -> str:
+        # A stream that refuses has an empty text.
+        if message.refusal and not message.content:
+            raise StepError(f"{self._who} refused to answer: {message.refusal[:MAX_SHOWN_CHARS]}")
+        if message.content is None:
+            raise StepError(f"{self._who} answered neither text nor tool calls")
+        if "\0" in message.content:
             raise StepError(f"{self._who} answered text that {NUL_REFUSED}")
-        return content
+        return message.content
 
-    async def _call_tool(self, call: ToolCall, variables: Variables, context: StepContext) -> dict[str, Any]:
+    async def _told(self, call: ToolCall, attempt: _Attempt) -> dict[str, Any]:
         """The answer to one tool call. What goes wrong is told to the model, which may do something else."""
-        name, arguments = call.function.name, call.function.arguments
-        context.usage = context.usage or Usage()
-        context.usage.tool_calls += 1
-        tool = self._tools.get(name)
-        if tool is None:
-            content = f"error: there is no tool {name!r}; there are {', '.join(self._tools)}"
-        else:
-            try:
-                given = decode_json(arguments.encode()) if isinstance(arguments, str) and arguments else arguments or {}
-                answer = await tool(given, variables, context.clients)
-                content = answer if isinstance(answer, str) else msgspec.json.encode(answer).decode()
-            except ValueError as error:
-                content = f"error: the text of the arguments {error}"
-            except StepError as error:
-                content = f"error: {error}"
+        try:
+            answer = await self._call_tool(call, attempt)
+            content = answer if isinstance(answer, str) else msgspec.json.encode(answer).decode()
+        except StepError as error:
+            content = f"error: {error}"
         return {"role": "tool", "tool_call_id": call.id or "", "content": content}
+
+    async def _call_tool(self, call: ToolCall, attempt: _Attempt) -> Any:
+        tool = self._tools.get(call.function.name)
+        if tool is None:
+            raise StepError(f"there is no tool {call.function.name!r}; there are {', '.join(self._tools) or 'none'}")
+        arguments = _arguments(call.function.arguments)
+        assert attempt.context.usage is not None, "the model that asks for it was counted"
+        attempt.context.usage.tool_calls += 1
+        attempt.repeatable = attempt.repeatable and tool.retry_safe
+        return await tool(arguments, attempt.variables, attempt.context.clients)
+
+
+def _arguments(told: str | dict[str, Any] | None) -> Any:
+    """Raises StepError."""
+    if isinstance(told, str):
+        try:
+            return decode_json(told.encode()) if told.strip() else {}
+        except ValueError as error:
+            raise StepError(f"the text of the arguments {error}") from None
+    problem = refusal(told)
+    if problem:
+        raise StepError(f"the value of the arguments {problem}")
+    return told or {}
 
 
 def _described(tool: Tool) -> dict[str, Any]:
