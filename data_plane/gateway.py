@@ -11,13 +11,14 @@ import msgspec
 
 from data_plane.events import Emit, Event
 from data_plane.holder import Holder
+from data_plane.limits import Limits
 from data_plane.loaded import LoadedEndpoint
 from data_plane.lookup import Asked, Here, find_endpoint, find_release
 from data_plane.pipeline import Run, Trigger, run
 from data_plane.staleness import Staleness
 from data_plane.steps.base import Clients
 from data_plane.table import Active
-from pointsman.errors import InvalidInput, PointsmanError, TooMany, Violation
+from pointsman.errors import InvalidInput, PointsmanError, Violation
 from pointsman.ids import new_id
 
 MAX_FENCE_SECONDS = 2.0
@@ -47,12 +48,12 @@ class Gateway:
         self._holder = holder
         self._staleness = staleness
         self._clients = clients
-        self._running: dict[tuple[str, str, str], int] = {}
+        self._limits = Limits()
         self._in_flight = 0
 
     @property
     def in_flight(self) -> int:
-        """How many triggers run now."""
+        """How many triggers run now, or wait for their turn."""
         return self._in_flight
 
     async def trigger(self, asked: Asked, emit: Emit | None = None) -> Answer:
@@ -102,7 +103,8 @@ class Gateway:
         )
         running = Run(trigger, self._clients, emit=emit)
         if endpoint.max_concurrency:
-            return await self._limited(endpoint, active, running)
+            async with self._limits.turn(endpoint, trigger.app, trigger.environment, trigger.deadline):
+                return await self._begin(endpoint, active, running)
         return await self._begin(endpoint, active, running)
 
     async def _begin(self, endpoint: LoadedEndpoint, active: Active, running: Run) -> Any:
@@ -122,26 +124,6 @@ class Gateway:
             "revision": bound.revision,
             "gateway_id": self.gateway_id,
         }
-
-    async def _limited(self, endpoint: LoadedEndpoint, active: Active, running: Run) -> Any:
-        """Refuses what is more than the endpoint's max_concurrency at the same time."""
-        key = (*active.bound.key, endpoint.path)
-        if self._running.get(key, 0) >= endpoint.max_concurrency:
-            raise TooMany(
-                f"Endpoint {endpoint.path!r} runs {endpoint.max_concurrency} triggers at a time on this gateway, and they are all taken; "
-                "try again later.",
-                limit=endpoint.max_concurrency,
-                given=endpoint.max_concurrency + 1,
-                endpoint=endpoint.path,
-                retry_after_seconds=1.0,
-            )
-        self._running[key] = self._running.get(key, 0) + 1
-        try:
-            return await self._begin(endpoint, active, running)
-        finally:
-            self._running[key] -= 1
-            if not self._running[key]:
-                del self._running[key]
 
     def _attribute(self, error: PointsmanError, execution_id: str, active: Active | None) -> None:
         known = {"execution_id": execution_id, "gateway_id": self.gateway_id}

@@ -214,14 +214,15 @@ async def test_promise_08_a_failure_names_what_ran_and_a_refusal_what_did_not(do
     assert refused.headers["x-execution-id"]
 
 
-async def test_an_endpoint_with_a_limit_refuses_more(door):
-    first = asyncio.create_task(door.http.post("/v1/trigger/one", json={}))
-    await eventually(lambda: door.upstream.hanging == 1)
-    response = await door.refused(429, "TOO_MANY", "POST", "/v1/trigger/one", json={})
+async def test_an_endpoint_with_a_limit_lets_as_many_wait_and_refuses_more(door):
+    first, second = (asyncio.create_task(door.http.post("/v1/trigger/one", json={})) for _ in range(2))
+    await eventually(lambda: door.upstream.hanging == 1 and door.gateway.in_flight == 2)
+    response = await door.refused(429, "RATE_LIMITED", "POST", "/v1/trigger/one", json={})
     assert response.headers["retry-after"] == "1"
+    assert response.json()["details"]["limit"] == "1"
     door.upstream.release.set()
-    assert (await first).status_code == 200
-    assert (await door.http.post("/v1/trigger/one", json={})).status_code == 200
+    assert [(await first).status_code, (await second).status_code] == [200, 200]
+    assert door.upstream.calls["/hang"] == 2
 
 
 async def test_a_gateway_that_has_never_synced_says_so_and_is_not_ready(bare):
