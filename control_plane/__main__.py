@@ -9,6 +9,8 @@ import socket
 import click
 
 from control_plane.config import Settings
+from control_plane.console.app import Console
+from control_plane.console.parts import Parts
 from control_plane.gateways import Gateways
 from control_plane.http import make_app
 from control_plane.hub import Hub
@@ -62,11 +64,12 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         await peers.start(gateways.answer, gateways.arrived_elsewhere)
         deployments = Deployments(store, gateways, utc_now)
         releases = Releases(store, deployments, utc_now)
+        apps, environments = Apps(store, utc_now), Environments(store, utc_now)
 
         grpc_server = GrpcServer()
         server = grpc_server.services
-        apps_pb2_grpc.add_AppServiceServicer_to_server(AppServicer(Apps(store, utc_now)), server)
-        environments_pb2_grpc.add_EnvironmentServiceServicer_to_server(EnvironmentServicer(Environments(store, utc_now)), server)
+        apps_pb2_grpc.add_AppServiceServicer_to_server(AppServicer(apps), server)
+        environments_pb2_grpc.add_EnvironmentServiceServicer_to_server(EnvironmentServicer(environments), server)
         releases_pb2_grpc.add_ReleaseServiceServicer_to_server(ReleaseServicer(releases, Retention(store, utc_now)), server)
         deployments_pb2_grpc.add_DeploymentServiceServicer_to_server(DeploymentServicer(deployments, Past(store), hub), server)
         gateways_pb2_grpc.add_GatewayServiceServicer_to_server(GatewayServicer(gateways, hub, releases, store.store_id), server)
@@ -76,7 +79,17 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         )
         peers.address = f"{socket.gethostname()} {grpc_server.address}"
         closing.push_async_callback(grpc_server.stop, settings.drain_seconds)
-        http_server = HttpServer(make_app(store))
+        parts = Parts(
+            apps=apps,
+            environments=environments,
+            releases=releases,
+            deployments=deployments,
+            gateways=gateways,
+            hub=hub,
+            clock=utc_now,
+            grpc_address=grpc_server.address,
+        )
+        http_server = HttpServer(make_app(store, Console(parts, settings.console_hosts)))
         await http_server.start(settings.http)
         closing.push_async_callback(http_server.stop)
 

@@ -14,7 +14,8 @@ class Settings:
     """Read once, at the start."""
 
     listen: Address = setting(Address("127.0.0.1", 7400), "Address of gRPC; port 0 picks a free one.")
-    http: Address = setting(Address("127.0.0.1", 7480), "Address of HTTP: /livez, /readyz.")
+    http: Address = setting(Address("127.0.0.1", 7480), "Address of HTTP: the console, /livez, /readyz.")
+    console_hosts: str = setting("", "Names, divided by commas, under which the console is reached, beside localhost and addresses.")
     store: str = setting("sqlite:///pointsman.db", "Where everything is kept: sqlite:///PATH or postgresql://...")
     prepare_timeout_seconds: float = setting(
         5.0, "How long a gateway may take to get a release ready before it is counted as pending.", kind=click.FloatRange(0.1, 300)

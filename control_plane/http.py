@@ -1,4 +1,4 @@
-"""The control plane's HTTP door: whether it lives, and whether it is ready."""
+"""The control plane's HTTP door: whether it lives, whether it is ready, and the console."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from control_plane.console.app import Console
 from control_plane.storage.base import Store
 from pointsman.errors import EndpointNotFound, Internal, PointsmanError
 from pointsman.web import error_body, error_headers
@@ -20,8 +21,8 @@ log = structlog.get_logger()
 PAGES = ("/livez", "/readyz")
 
 
-def make_app(store: Store) -> Any:
-    """An ASGI app. Every refusal has the one JSON shape of errors."""
+def make_app(store: Store, console: Console) -> Any:
+    """An ASGI app. A refusal is a page for a browser, and has the one JSON shape of errors for everyone else."""
 
     async def livez(_request: Request) -> Response:
         return PlainTextResponse("alive\n")
@@ -37,15 +38,16 @@ def make_app(store: Store) -> Any:
     async def unknown(request: Request, _error: Exception) -> Response:
         known = request.url.path in PAGES
         what = f"{request.url.path} takes GET, not {request.method}." if known else f"There is no {request.url.path!r} here."
-        there = f"There are {' and '.join(PAGES)}; the API is gRPC, on the other port."
-        return _refused(EndpointNotFound(f"{what} {there}", endpoint=request.url.path))
+        there = f"There are {', '.join(PAGES)} and the console, /apps; the API is gRPC, on the other port."
+        error = EndpointNotFound(f"{what} {there}", endpoint=request.url.path)
+        return console.refuse(request, error) if "text/html" in request.headers.get("accept", "") else _refused(error)
 
     async def broken(request: Request, error: Exception) -> Response:
         request_id = str(uuid.uuid4())
         log.error("request failed", path=request.url.path, request_id=request_id, exc_info=error)
         return _refused(Internal(request_id))
 
-    routes = [Route("/livez", livez), Route("/readyz", readyz)]
+    routes = [Route("/livez", livez), Route("/readyz", readyz), *console.routes()]
     return Starlette(routes=routes, exception_handlers={404: unknown, 405: unknown, Exception: broken})
 
 

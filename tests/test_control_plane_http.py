@@ -10,12 +10,12 @@ async def http(control_plane):
         yield client
 
 
-async def test_alive_and_ready(http):
-    for page in ("/livez", "/readyz"):
+async def test_alive_and_ready_with_a_console(http):
+    for page in ("/livez", "/readyz", "/apps"):
         assert (await http.get(page)).status_code == 200
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "/"), ("GET", "/nothing"), ("POST", "/readyz")])
+@pytest.mark.parametrize(("method", "path"), [("GET", "/nothing"), ("POST", "/readyz"), ("POST", "/apps/shop")])
 async def test_promise_12_what_is_not_there_is_refused_in_the_one_shape(http, method, path):
     response = await http.request(method, path)
     body = response.json()

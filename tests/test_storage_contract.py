@@ -196,6 +196,23 @@ async def test_releases_and_snapshots(store):
     assert await store.read(lambda tx: tx.release_tags("shop")) == ["v2", "v1"]
 
 
+async def test_releases_are_found_by_what_they_say(store):
+    await filled(store)
+    for tag, description in (("2026-fix", "Kinder greeting"), ("2026_100%", "as it was!")):
+        release = replace(a_release(tag), description=description)
+        await write(store, lambda tx, release=release: tx.insert_release(release))
+
+    async def found(text: str, after: str = "", limit: int = 5) -> list[str]:
+        return [r.tag for r in await store.read(lambda tx: tx.releases("shop", after=after, limit=limit, matching=text))]
+
+    assert await found("KINDER") == ["2026-fix"]
+    assert await found("2026") == ["2026_100%", "2026-fix"]
+    assert await found("2026", limit=1) == ["2026_100%"]
+    assert await found("2026", after="2026_100%") == ["2026-fix"]
+    assert [await found(text) for text in ("6_1", "0%", "was!", "6%f", "2026_fix")] == [["2026_100%"]] * 3 + [[], []]
+    assert await found(a_release("v1").digest) == ["2026_100%", "2026-fix", "v2", "v1"]
+
+
 async def test_bindings_and_history(store):
     await filled(store)
     assert [await bind(store, "d1", "v1"), await bind(store, "d2", "v2"), await bind(store, "d3", "v1", "production")] == [1, 2, 3]

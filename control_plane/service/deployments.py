@@ -36,12 +36,16 @@ MIN_PREPARE_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What Deploy, Promote and Rollback have in common. `wait_seconds` None is the default wait."""
+    """What Deploy, Promote and Rollback have in common. `wait_seconds` None is the default wait.
+
+    Without `await_rollout` the wait is only for gateways that get ready; after the commit the caller looks for himself who serves it.
+    """
 
     expected_revision: int | None = None
     reason: str = ""
     wait_seconds: float | None = None
     force: bool = False
+    await_rollout: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,7 +246,8 @@ class Deployments:
         rollout = None
         if not call.validate_only:
             started = time.monotonic()
-            rollout = await self._gateways.rollout(committed.bindings, wait - (started - began), started=started)
+            rest = wait - (started - began) if options.await_rollout else 0
+            rollout = await self._gateways.rollout(committed.bindings, rest, started=started)
         return Deployed(deployments=committed.deployments, bindings=committed.bindings, rollout=rollout)
 
     async def _prepare(self, plan: Plan, call: Call, seconds: float) -> list[Target] | None:

@@ -153,15 +153,16 @@ class Releases:
             return (await tx.draft(app)).config
         return await self._verified(tx, (await find_release(tx, app, tag)).digest)
 
-    async def list(self, app: str, request: PageRequest) -> Page[ReleaseInfo]:
-        """Releases of the app, newest first, without their bytes. Raises AppNotFound."""
-        after = str(*request.after(app))
+    async def list(self, app: str, request: PageRequest, *, matching: str = "") -> Page[ReleaseInfo]:
+        """Releases of the app, newest first, without their bytes; only those that `matching` is found in. Raises AppNotFound."""
+        filters = (app, matching) if matching else (app,)
+        after = str(*request.after(*filters))
 
         async def work(tx: ReadTransaction) -> list[ReleaseInfo]:
             await find_app(tx, app)
-            return await describe(tx, await tx.releases(app, after=after, limit=request.limit + 1))
+            return await describe(tx, await tx.releases(app, after=after, limit=request.limit + 1, matching=matching))
 
-        return request.page(await self._store.read(work), lambda info: (info.release.tag,), app)
+        return request.page(await self._store.read(work), lambda info: (info.release.tag,), *filters)
 
     async def snapshot(self, digest: str) -> bytes:
         """The bytes with this digest. Raises ReleaseNotFound, StoreUnavailable when they are damaged."""

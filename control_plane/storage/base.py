@@ -56,8 +56,11 @@ class ReadTransaction(Protocol):
     async def release(self, app: str, tag: str) -> Release | None:
         """One release."""
 
-    async def releases(self, app: str, *, after: str, limit: int) -> list[Release]:
-        """At most `limit` releases of the app, newest first, older than the one with tag `after` (empty: from the newest)."""
+    async def releases(self, app: str, *, after: str, limit: int, matching: str = "") -> list[Release]:
+        """At most `limit` releases of the app, newest first, older than the one with tag `after` (empty: from the newest).
+
+        Only those whose tag, description, digest or author contains the text `matching`, be its letters A to Z small or large.
+        """
 
     async def release_tags(self, app: str) -> list[str]:
         """At most 1,000 tags of the app, newest first: for telling near ones."""

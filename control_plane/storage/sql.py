@@ -5,6 +5,7 @@ A backend supplies `_rows`; parameters are `?`. Times are kept as microseconds s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -127,14 +128,18 @@ class SqlTransaction:
         row = await self._row(f"SELECT {_RELEASE} FROM releases WHERE app = ? AND tag = ?", app, tag)
         return _release(row) if row else None
 
-    async def releases(self, app: str, *, after: str, limit: int) -> list[Release]:
-        before = "(SELECT position FROM releases WHERE app = ? AND tag = ?)"
+    async def releases(self, app: str, *, after: str, limit: int, matching: str = "") -> list[Release]:
+        wheres, parameters = ["app = ?"], [app]
         if after:
-            sql = f"SELECT {_RELEASE} FROM releases WHERE app = ? AND position < {before} ORDER BY position DESC LIMIT ?"
-            rows = await self._rows(sql, app, app, after, limit)
-        else:
-            rows = await self._rows(f"SELECT {_RELEASE} FROM releases WHERE app = ? ORDER BY position DESC LIMIT ?", app, limit)
-        return [_release(row) for row in rows]
+            wheres.append("position < (SELECT position FROM releases WHERE app = ? AND tag = ?)")
+            parameters += [app, after]
+        if matching:
+            pattern = "%" + re.sub("([%_!])", r"!\1", matching) + "%"
+            searched = ("tag", "description", "digest", "created_by")
+            wheres.append("(" + " OR ".join(f"lower({column}) LIKE lower(?) ESCAPE '!'" for column in searched) + ")")
+            parameters += [pattern] * len(searched)
+        sql = f"SELECT {_RELEASE} FROM releases WHERE {' AND '.join(wheres)} ORDER BY position DESC LIMIT ?"
+        return [_release(row) for row in await self._rows(sql, *parameters, limit)]
 
     async def release_tags(self, app: str) -> list[str]:
         rows = await self._rows("SELECT tag FROM releases WHERE app = ? ORDER BY position DESC LIMIT ?", app, NEAR_IDS)

@@ -1,0 +1,130 @@
+"""The console's routes, and the door that every one of them goes through: who may come in, what refusals look like."""
+
+from __future__ import annotations
+
+import ipaddress
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import structlog
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from control_plane.console.apps import AppPages
+from control_plane.console.pages import Pages
+from control_plane.console.parts import Parts
+from control_plane.console.releases import ReleasePages
+from control_plane.console.session import Browser
+from control_plane.console.visit import MAX_FORM_BYTES, Visit, read_form
+from pointsman.errors import EndpointNotFound, Internal, PermissionDenied, PointsmanError
+
+log = structlog.get_logger()
+
+Handler = Callable[[Visit], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A path, what shows it, and what takes its form."""
+
+    path: str
+    show: Handler
+    take: Handler | None = None
+    max_form_bytes: int = MAX_FORM_BYTES
+
+
+class Console:
+    """All pages. `hosts` are the names, divided by commas, by which browsers may reach it, beside localhost and addresses."""
+
+    def __init__(self, parts: Parts, hosts: str) -> None:
+        self._pages = Pages(parts.clock)
+        self._hosts = {host.strip().lower() for host in hosts.split(",")}
+        apps, releases = AppPages(parts), ReleasePages(parts)
+        self._all = [
+            Page("/apps", apps.list, apps.create),
+            Page("/apps/{app}/releases", releases.list, releases.create),
+            Page("/apps/{app}/new-release", releases.new),
+            Page("/apps/{app}/check-tag", releases.check),
+            Page("/apps/{app}/releases/{tag}", releases.snapshot),
+        ]
+
+    def routes(self) -> list[Route]:
+        """For the HTTP server."""
+        routes = [Route("/", _home), Route("/apps/{app}", _app_home), Route("/static/{name}", self._static)]
+        return routes + [Route(page.path, self._door(page), methods=["GET", "POST"] if page.take else ["GET"]) for page in self._all]
+
+    def refuse(self, request: Request, error: PointsmanError) -> Response:
+        """The page of an error that no other page shows."""
+        return Visit(request, self._pages, Browser(request), {}).page("error.html", problem=error)
+
+    def _door(self, page: Page) -> Callable[[Request], Awaitable[Response]]:
+        async def come_in(request: Request) -> Response:
+            browser = Browser(request)
+            try:
+                self._check_host(request)
+                if request.method == "POST" and page.take is not None:
+                    _check_origin(request)
+                    form = await read_form(request, page.max_form_bytes)
+                    response = await page.take(Visit(request, self._pages, browser, form))
+                else:
+                    response = await page.show(Visit(request, self._pages, browser, {}))
+            except PointsmanError as error:
+                response = Visit(request, self._pages, browser, {}).page("error.html", problem=error)
+            except Exception:
+                request_id = str(uuid.uuid4())
+                log.exception("page failed", path=request.url.path, request_id=request_id)
+                response = Visit(request, self._pages, browser, {}).page("error.html", problem=Internal(request_id))
+            browser.remember(response)
+            return response
+
+        return come_in
+
+    def _check_host(self, request: Request) -> None:
+        """A name that somebody else points at our address (DNS rebinding) is not ours.
+
+        Raises:
+            PermissionDenied: when the browser was led here by such a name.
+        """
+        host = (request.url.hostname or "").lower()
+        if host in self._hosts or host == "localhost" or host.endswith(".localhost") or _is_address(host):
+            return
+        raise PermissionDenied(
+            f"This console is not served under the name {host!r}. Use an address or localhost, or start the control plane with "
+            f"--console-hosts {host}.",
+            host=host,
+        )
+
+    async def _static(self, request: Request) -> Response:
+        found = self._pages.static(request.path_params["name"])
+        return found or self.refuse(request, EndpointNotFound(f"There is no file {request.url.path!r}.", endpoint=request.url.path))
+
+
+async def _home(_request: Request) -> Response:
+    return RedirectResponse("/apps", 303)
+
+
+async def _app_home(request: Request) -> Response:
+    return RedirectResponse(f"{request.url.path}/releases", 303)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+def _check_origin(request: Request) -> None:
+    """A form comes from a page of ours. Raises PermissionDenied."""
+    origin = request.headers.get("origin")
+    site = request.headers.get("sec-fetch-site", "same-origin")
+    own = origin is None or urlsplit(origin).netloc == request.headers.get("host", "")
+    if not own or site not in ("same-origin", "none"):
+        raise PermissionDenied(
+            f"The form came from {origin or site}, not from this console, so nothing was changed. Open the console and do it there.",
+            origin=origin or site,
+        )

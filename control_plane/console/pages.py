@@ -1,0 +1,112 @@
+"""Templates, their filters, and the files beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import mimetypes
+from datetime import UTC, datetime
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, pass_context
+from jinja2.runtime import Context
+from markupsafe import Markup
+from starlette.responses import HTMLResponse, Response
+
+from control_plane.service.calls import Clock
+
+# Of the page itself: nothing from elsewhere, no script or style inside it, in nobody's frame.
+SECURITY_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
+    "X-Frame-Options": "DENY",
+    "X-Content-Type-Options": "nosniff",
+    # Not no-referrer: browsers would send `Origin: null` with our own forms.
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+# Their order is that of the colours in console.css.
+KNOWN_ENVIRONMENTS = ("development", "staging", "production")
+OTHER_COLOURS = 4
+STATIC_SECONDS = 365 * 86400
+_UNITS = ((86400, "day"), (3600, "hour"), (60, "minute"))
+
+
+class Pages:
+    """Renders templates; serves the stylesheet, the script and the icon under names that change with their content."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._jinja = Environment(
+            loader=PackageLoader("control_plane.console"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            auto_reload=False,
+        )
+        self._jinja.filters |= {"ago": self.ago, "short_digest": short_digest, "colour": colour, "milliseconds": milliseconds}
+        self._files: dict[str, tuple[bytes, str]] = {}
+        for file in resources.files("control_plane.console").joinpath("static").iterdir():
+            content = file.read_bytes()
+            stem, _, suffix = file.name.rpartition(".")
+            name = f"{stem}.{hashlib.sha256(content).hexdigest()[:12]}.{suffix}"
+            self._files[name] = content, mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+            self._jinja.globals[f"{suffix}_of_{stem}"] = f"/static/{name}"
+        self._jinja.globals["here"] = _here
+
+    def render(self, template: str, **shown: Any) -> str:
+        """Text of a template; everything put into it is escaped."""
+        return self._jinja.get_template(template).render(**shown)
+
+    def respond(self, template: str, status: int = 200, **shown: Any) -> Response:
+        """A page that nobody keeps: it shows the present state, and carries a secret of the browser."""
+        headers = SECURITY_HEADERS | {"Cache-Control": "no-store"}
+        return HTMLResponse(self.render(template, **shown), status, headers)
+
+    def static(self, name: str) -> Response | None:
+        """A file by its full name; None when there is none."""
+        found = self._files.get(name)
+        if found is None:
+            return None
+        headers = SECURITY_HEADERS | {"Cache-Control": f"public, max-age={STATIC_SECONDS}, immutable"}
+        return Response(found[0], media_type=found[1], headers=headers)
+
+    def ago(self, moment: datetime | None) -> Markup:
+        """How long ago, in one unit, with the moment itself for machines and on hovering."""
+        if moment is None:
+            return Markup("never")
+        moment = moment.astimezone(UTC)
+        seconds = (self._clock() - moment).total_seconds()
+        shown = "just now" if seconds < 10 else f"{seconds:.0f} seconds ago"
+        for size, unit in _UNITS:
+            if seconds >= size:
+                count = int(seconds // size)
+                shown = f"{count} {unit}{'s' if count > 1 else ''} ago"
+                break
+        exact = moment.strftime("%Y-%m-%d %H:%M:%S UTC")
+        return Markup('<time datetime="{}" title="{}">{}</time>').format(moment.isoformat(timespec="seconds"), exact, shown)
+
+
+def short_digest(digest: str) -> str:
+    """The first 12 hex digits."""
+    return digest.removeprefix("sha256:")[:12]
+
+
+def colour(environment: str) -> str:
+    """A class of console.css, always the same for the same environment."""
+    if environment in KNOWN_ENVIRONMENTS:
+        return environment
+    return f"other-{hashlib.sha256(environment.encode()).digest()[0] % OTHER_COLOURS}"
+
+
+def milliseconds(seconds: float) -> str:
+    """E.g. `12 ms` or `1.4 s`."""
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+@pass_context
+def _here(context: Context, name: str) -> Markup:
+    """Marks the link to the page that is shown."""
+    return Markup(' aria-current="page"') if context.get("tab") == name else Markup()

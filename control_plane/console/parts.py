@@ -1,0 +1,49 @@
+"""What the pages are made over: the services, and who watches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from control_plane.gateways import Gateways
+from control_plane.hub import Hub
+from control_plane.model import Binding, Environment
+from control_plane.service.apps import Apps
+from control_plane.service.calls import Clock
+from control_plane.service.deployments import Deployments
+from control_plane.service.environments import Environments
+from control_plane.service.paging import MAX_PAGE_SIZE, PageRequest
+from control_plane.service.releases import Releases
+from pointsman.errors import NoReleaseDeployed
+from pointsman.settings import Address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """Put together in `__main__`. `grpc_address` is shown in the lines that people copy."""
+
+    apps: Apps
+    environments: Environments
+    releases: Releases
+    deployments: Deployments
+    gateways: Gateways
+    hub: Hub
+    clock: Clock
+    grpc_address: Address
+
+    async def all_environments(self) -> Sequence[Environment]:
+        """In the order in which they were made: the way that a release goes."""
+        newest_first = (await self.environments.list(PageRequest(size=MAX_PAGE_SIZE))).items
+        return newest_first[::-1]
+
+    async def bindings_of(self, app: str) -> dict[str, Binding]:
+        """What is live, by environment. Raises AppNotFound."""
+        page = await self.deployments.bindings(app, "", PageRequest(size=MAX_PAGE_SIZE))
+        return {binding.environment: binding for binding in page.items}
+
+    async def binding(self, app: str, environment: str) -> Binding | None:
+        """What is live there; None when nothing is. Raises AppNotFound, EnvironmentNotFound."""
+        try:
+            return await self.deployments.binding(app, environment)
+        except NoReleaseDeployed:
+            return None

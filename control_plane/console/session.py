@@ -1,0 +1,52 @@
+"""Who the caller is, and the secret that binds a form to the browser it was made for.
+
+The one place that decides whom the history names: every page and every form asks `caller_of`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from control_plane.service.calls import ANONYMOUS
+
+COOKIE = "pointsman_browser"
+SECRET_BYTES = 32
+_SECRET = re.compile(r"[A-Za-z0-9_-]{43}")
+
+
+def caller_of(_request: Request) -> str:
+    """The actor of everything that this request does: where nobody has to show a token, the same as over gRPC."""
+    return ANONYMOUS
+
+
+class Browser:
+    """What is known of the browser: a random secret in a cookie that no script can read.
+
+    A form carries a hash of it, so the server keeps nothing and any replica can check a form that another one made.
+    """
+
+    def __init__(self, request: Request) -> None:
+        given = request.cookies.get(COOKIE, "")
+        self._known = bool(_SECRET.fullmatch(given))
+        self._secret = given if self._known else secrets.token_urlsafe(SECRET_BYTES)
+        self._secure = request.url.scheme == "https"
+
+    @property
+    def form_token(self) -> str:
+        """For the hidden field of each form."""
+        return hmac.new(self._secret.encode(), b"a form of the console", hashlib.sha256).hexdigest()
+
+    def made(self, form_token: str) -> bool:
+        """Whether the form was made for this browser."""
+        return self._known and hmac.compare_digest(form_token.encode(), self.form_token.encode())
+
+    def remember(self, response: Response) -> None:
+        """Sets the cookie where there is none yet."""
+        if not self._known:
+            response.set_cookie(COOKIE, self._secret, path="/", httponly=True, samesite="strict", secure=self._secure)

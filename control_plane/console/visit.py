@@ -1,0 +1,169 @@
+"""One request to the console: what was typed, who asks, and the only way to a `Call` that may change something."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, quote, urlencode
+
+from google.protobuf.message import Message
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from control_plane.console.pages import Pages
+from control_plane.console.session import Browser, caller_of
+from control_plane.service.calls import Call, fingerprint_of
+from pointsman.errors import InvalidField, PermissionDenied, PointsmanError, TooLarge, Violation
+from pointsman.rules import check_request
+
+MAX_FORM_BYTES = 64 * 1024
+MAX_FORM_FIELDS = 100
+CHECK_ON_THREAD_BYTES = 16 * 1024
+FORM_TOKEN = "form_token"  # noqa: S105 -- the name of a field
+# The field of a form that an error is about, where the error names no field.
+_FIELD_OF = {"APP_EXISTS": "app", "ENVIRONMENT_EXISTS": "environment", "RELEASE_CONFLICT": "tag"}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A refusal as a page shows it: the sentence on top, and for each field what is wrong with it."""
+
+    error: PointsmanError
+
+    @property
+    def message(self) -> str:
+        """What, which value, what to do."""
+        return self.error.message
+
+    @property
+    def reason(self) -> str:
+        """E.g. `RELEASE_CONFLICT`."""
+        return self.error.reason_name
+
+    def of(self, field: str) -> str:
+        """What is wrong with this field, empty when nothing is."""
+        if _FIELD_OF.get(self.reason) == field:
+            return self.message
+        return "; ".join(violation.description for violation in self.error.violations if violation.field == field)
+
+
+def path(*parts: str) -> str:
+    """A path of the console; parts are escaped."""
+    return "/" + "/".join(quote(part, safe="") for part in parts)
+
+
+def with_query(where: str, **query: object) -> str:
+    """A path with a query, without what is empty."""
+    kept = {key: str(value) for key, value in query.items() if value not in ("", None)}
+    return f"{where}?{urlencode(kept)}" if kept else where
+
+
+class Visit:
+    """What a page's handler is given."""
+
+    def __init__(self, request: Request, pages: Pages, browser: Browser, form: Mapping[str, str]) -> None:
+        self._request = request
+        self._pages = pages
+        self._browser = browser
+        self._form = form
+        self.actor = caller_of(request)
+
+    def part(self, name: str) -> str:
+        """A part of the path."""
+        return str(self._request.path_params[name])
+
+    def asked(self, name: str) -> str:
+        """A value of the query, without surrounding spaces."""
+        return self._request.query_params.get(name, "").strip()
+
+    def typed(self, name: str, default: str = "") -> str:
+        """A field of the form, without surrounding spaces."""
+        return self._form.get(name, default).strip()
+
+    def text(self, name: str) -> str:
+        """A field of the form as it is."""
+        return self._form.get(name, "")
+
+    def number(self, name: str) -> int | None:
+        """A whole number of the form; None when the field is absent or empty. Raises InvalidField."""
+        given = self.typed(name)
+        if given and not re.fullmatch(r"[0-9]{1,18}", given):
+            raise InvalidField([Violation(name, f"{given[:40]!r} is not a whole number")])
+        return int(given) if given else None
+
+    @property
+    def wants_fragment(self) -> bool:
+        """Whether the page's own script asks, which takes a part of a page."""
+        return self._request.headers.get("accept", "").startswith("text/x-fragment")
+
+    @property
+    def origin_host(self) -> str:
+        """The name by which the browser reached us, without the port."""
+        return self._request.url.hostname or "localhost"
+
+    async def call(self, request: Message) -> Call:
+        """Leave to do what a form asked for. The request is the one that the same wish over gRPC would be, and is checked as there.
+
+        Raises:
+            PermissionDenied: when the form was not made for this browser.
+            InvalidField: with every rule that the request breaks.
+        """
+        if self._request.method != "POST" or not self._browser.made(self.text(FORM_TOKEN)):
+            raise PermissionDenied(
+                "This form was not made for this browser session, so nothing was changed: its cookie is missing or another. "
+                "What you typed is still here; send it again, with cookies allowed.",
+                actor=self.actor,
+            )
+        large = request.ByteSize() > CHECK_ON_THREAD_BYTES
+        violations = await asyncio.to_thread(check_request, request) if large else check_request(request)
+        if violations:
+            raise InvalidField(violations)
+        request_id = self.typed("request_id")
+        if not request_id:
+            return Call(actor=self.actor)
+        return Call(actor=self.actor, request_id=request_id, fingerprint=fingerprint_of(request))
+
+    def preview(self) -> Call:
+        """Asks what would happen; changes nothing."""
+        return Call(actor=self.actor, validate_only=True)
+
+    def page(self, template: str, *, status: int = 200, problem: PointsmanError | None = None, **shown: Any) -> Response:
+        """A page; with a problem it has that one's status."""
+        common = {"form_token": self._browser.form_token, "actor": self.actor, "new_request_id": lambda: str(uuid.uuid4())}
+        told = None if problem is None else Problem(problem)
+        return self._pages.respond(template, status if problem is None else problem.http_status, problem=told, **common, **shown)
+
+    def fragment(self, template: str, **shown: Any) -> str:
+        """Part of a page, for the script that shows what changes."""
+        return self._pages.render(template, form_token=self._browser.form_token, **shown)
+
+    @staticmethod
+    def to(where: str) -> Response:
+        """Elsewhere, by GET: a reload repeats nothing."""
+        return RedirectResponse(where, status_code=303)
+
+
+async def read_form(request: Request, limit: int) -> dict[str, str]:
+    """The fields of an urlencoded form, with line feeds alone for line ends.
+
+    Raises:
+        InvalidField: when it is no such form.
+        TooLarge: when it has more than `limit` bytes.
+    """
+    kind = request.headers.get("content-type", "").split(";")[0].strip()
+    if kind != "application/x-www-form-urlencoded":
+        raise InvalidField([Violation("content-type", f"{kind!r} is not taken; send a form, application/x-www-form-urlencoded")])
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise TooLarge("The form", limit=limit, given=f"more than {limit}")
+    try:
+        fields = parse_qsl(body.decode("ascii"), keep_blank_values=True, max_num_fields=MAX_FORM_FIELDS, errors="strict")
+    except ValueError as error:
+        raise InvalidField([Violation("", f"the form cannot be read: {error}")]) from error
+    return {name: value.replace("\r\n", "\n") for name, value in fields}

@@ -1,0 +1,104 @@
+"""The console over a real store, in this process: an ASGI app for httpx2, and the services that it stands on."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from google.protobuf import json_format
+
+from control_plane.console.app import Console
+from control_plane.console.parts import Parts
+from control_plane.gateways import Gateways
+from control_plane.http import make_app
+from control_plane.hub import Hub
+from control_plane.service.apps import Apps
+from control_plane.service.calls import Call, utc_now
+from control_plane.service.deployments import Deployments, Options
+from control_plane.service.environments import Environments
+from control_plane.service.paging import PageRequest
+from control_plane.service.releases import Releases
+from control_plane.service.snapshots import snapshot_of
+from control_plane.storage import open_store
+from pointsman.settings import Address
+from pointsman.v1.config_pb2 import AppConfig
+from tests.sample_apps import marked
+
+ANN = Call(actor="ann")
+_EVERY = PageRequest(size=500)
+FORM = re.compile(r'<input type="hidden" name="([^"]+)" value="([^"]*)">')
+
+
+@dataclass
+class Site:
+    """A browser without scripts, and what is behind the pages."""
+
+    http: httpx2.AsyncClient
+    parts: Parts
+
+    async def draft(self, app: str, mark: str, **changes: Any) -> None:
+        """Fills the draft of an app, which is created when it is not there."""
+        if app not in {found.app for found in (await self.parts.apps.list(_EVERY)).items}:
+            await self.parts.apps.create(app, f"The {app}", ANN)
+        config = json_format.ParseDict(marked(mark) | changes, AppConfig())
+        await self.parts.apps.update_draft(app, snapshot_of(config), None, ANN)
+
+    async def release(self, app: str, tag: str, *, description: str = "", deploy_to: str = "") -> None:
+        """A release whose content has its tag for a mark."""
+        await self.draft(app, tag)
+        await self.parts.releases.create(app=app, tag=tag, description=description, config=None, deploy_to=deploy_to, call=ANN)
+
+    async def deploy(self, app: str, tag: str, environment: str, **options: Any) -> None:
+        """Makes it live."""
+        await self.parts.deployments.deploy(app, environment, tag, Options(**options), ANN)
+
+    async def live(self, app: str, environment: str) -> str:
+        """What is live there; empty when nothing is."""
+        binding = await self.parts.binding(app, environment)
+        return binding.deployment.release if binding and binding.deployment else ""
+
+    async def page(self, path: str, status: int = 200) -> str:
+        """The page, with its entities as characters."""
+        response = await self.http.get(path, headers={"accept": "text/html"})
+        assert response.status_code == status, f"{path}: {response.status_code}\n{response.text}"
+        return html.unescape(response.text)
+
+    async def hidden(self, path: str) -> dict[str, str]:
+        """The hidden fields of the forms of a page."""
+        return {name: html.unescape(value) for name, value in FORM.findall((await self.http.get(path)).text)}
+
+    async def send(self, path: str, /, *, form: str = "", **fields: str) -> httpx2.Response:
+        """Fills in the form of a page (its own path unless `form` is another) and sends it."""
+        return await self.http.post(path, data=await self.hidden(form or path) | fields)
+
+
+@contextlib.asynccontextmanager
+async def open_site(folder: Path) -> AsyncIterator[Site]:
+    """An empty store in the folder, with a console."""
+    store = await open_store(f"sqlite:///{folder}/console.db")
+    hub, gateways = Hub(store), Gateways(utc_now, prepare_timeout_seconds=0.5)
+    await hub.start()
+    deployments = Deployments(store, gateways, utc_now)
+    parts = Parts(
+        apps=Apps(store, utc_now),
+        environments=Environments(store, utc_now),
+        releases=Releases(store, deployments, utc_now),
+        deployments=deployments,
+        gateways=gateways,
+        hub=hub,
+        clock=utc_now,
+        grpc_address=Address("127.0.0.1", 7400),
+    )
+    transport = httpx2.ASGITransport(make_app(store, Console(parts, "console.example")))
+    try:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost:7480") as http:
+            yield Site(http, parts)
+    finally:
+        await hub.close()
+        await store.close()
