@@ -17,16 +17,19 @@ from control_plane.hub import Hub
 from control_plane.rpc.apps import AppServicer
 from control_plane.rpc.deployments import DeploymentServicer
 from control_plane.rpc.environments import EnvironmentServicer
+from control_plane.rpc.executions import ExecutionServicer
 from control_plane.rpc.gateways import GatewayServicer
 from control_plane.rpc.releases import ReleaseServicer
 from control_plane.service.apps import Apps
 from control_plane.service.calls import utc_now
 from control_plane.service.deployments import Deployments
 from control_plane.service.environments import Environments
+from control_plane.service.executions import Executions
 from control_plane.service.past import Past
 from control_plane.service.releases import Releases
 from control_plane.service.retention import Retention
-from control_plane.storage import CannotOpenStore, open_peers, open_store
+from control_plane.storage import CannotOpenStore, open_executions, open_peers, open_store
+from control_plane.tail import Tail
 from pointsman.serving import GrpcServer, StartupError, run
 from pointsman.settings import settings_options
 from pointsman.v1 import (
@@ -36,6 +39,8 @@ from pointsman.v1 import (
     deployments_pb2_grpc,
     environments_pb2,
     environments_pb2_grpc,
+    executions_pb2,
+    executions_pb2_grpc,
     gateways_pb2,
     gateways_pb2_grpc,
     releases_pb2,
@@ -52,6 +57,11 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         except CannotOpenStore as error:
             raise StartupError(str(error)) from error
         closing.push_async_callback(store.close)
+        try:
+            kept = await asyncio.to_thread(open_executions, settings.store, store.store_id)
+        except CannotOpenStore as error:
+            raise StartupError(str(error)) from error
+        closing.push_async_callback(kept.close)
         hub = Hub(store)
         await hub.start()
         closing.push_async_callback(hub.close)
@@ -65,6 +75,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         deployments = Deployments(store, gateways, utc_now)
         releases = Releases(store, deployments, utc_now)
         apps, environments = Apps(store, utc_now), Environments(store, utc_now)
+        tail = Tail(kept)
+        closing.callback(tail.close)
+        executions = Executions(store, kept, tail, utc_now)
 
         grpc_server = GrpcServer()
         server = grpc_server.services
@@ -72,8 +85,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         environments_pb2_grpc.add_EnvironmentServiceServicer_to_server(EnvironmentServicer(environments), server)
         releases_pb2_grpc.add_ReleaseServiceServicer_to_server(ReleaseServicer(releases, Retention(store, utc_now)), server)
         deployments_pb2_grpc.add_DeploymentServiceServicer_to_server(DeploymentServicer(deployments, Past(store), hub), server)
-        gateways_pb2_grpc.add_GatewayServiceServicer_to_server(GatewayServicer(gateways, hub, releases, store.store_id), server)
-        files = (apps_pb2, environments_pb2, releases_pb2, deployments_pb2, gateways_pb2)
+        gateways_pb2_grpc.add_GatewayServiceServicer_to_server(GatewayServicer(gateways, hub, releases, executions, store.store_id), server)
+        executions_pb2_grpc.add_ExecutionServiceServicer_to_server(ExecutionServicer(executions, tail), server)
+        files = (apps_pb2, environments_pb2, releases_pb2, deployments_pb2, gateways_pb2, executions_pb2)
         await grpc_server.start(
             settings.listen, [service.full_name for file in files for service in file.DESCRIPTOR.services_by_name.values()]
         )
@@ -96,6 +110,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         click.echo(f"ready: control-plane grpc={grpc_server.address} http={http_server.address}")
         await stop.wait()
         await grpc_server.drain()
+        tail.close()
         await hub.close()
 
 

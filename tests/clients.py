@@ -24,6 +24,7 @@ from pointsman.v1 import (
     deployments_pb2,
     deployments_pb2_grpc,
     environments_pb2_grpc,
+    executions_pb2_grpc,
     gateways_pb2_grpc,
     releases_pb2,
     releases_pb2_grpc,
@@ -82,6 +83,7 @@ class ControlPlane:
         self.environments = environments_pb2_grpc.EnvironmentServiceStub(channel)
         self.deployments = deployments_pb2_grpc.DeploymentServiceStub(channel)
         self.gateways = gateways_pb2_grpc.GatewayServiceStub(channel)
+        self.executions = executions_pb2_grpc.ExecutionServiceStub(channel)
 
     async def create_app(self, **configs: Config) -> str:
         """A new app with a release for each tag (underscores for dots); its id."""

@@ -424,3 +424,18 @@ async def test_a_caller_that_goes_away_harms_nobody(store):
     await asyncio.gather(*tasks, return_exceptions=True)
     await store.write(lambda tx: tx.next_revision())
     assert 11 <= await store.read(lambda tx: tx.revision()) <= 21
+
+
+async def test_the_next_entry_of_a_binding_is_of_the_same_binding(store):
+    await filled(store)
+    for deployment_id, environment in (("d1", "staging"), ("d2", "production"), ("d3", "staging")):
+        await bind(store, deployment_id, "v1", environment)
+
+    async def after(deployment_id: str) -> str | None:
+        async def work(tx):
+            return await tx.deployment_after(await tx.deployment(deployment_id))
+
+        found = await store.read(work)
+        return None if found is None else found.deployment_id
+
+    assert [await after(deployment_id) for deployment_id in ("d1", "d2", "d3")] == ["d3", None, None]

@@ -13,11 +13,14 @@ from control_plane.gateways import Gateways, Session
 from control_plane.hub import Hub
 from control_plane.model import Identity, Prepare, Rejection
 from control_plane.rpc import convert
+from control_plane.rpc.executions import report_of
+from control_plane.service.executions import Executions
 from control_plane.service.paging import PageRequest
 from control_plane.service.releases import Releases
 from pointsman.errors import InvalidField, RevisionConflict, ShuttingDown, Violation
 from pointsman.v1 import gateways_pb2 as pb
 from pointsman.v1 import gateways_pb2_grpc
+from pointsman.v1.executions_pb2 import ReportExecutionsRequest, ReportExecutionsResponse
 
 CHUNK_BYTES = 256 * 1024
 HEARTBEAT_INTERVAL_SECONDS = 5.0
@@ -33,10 +36,11 @@ log = structlog.get_logger()
 class GatewayServicer(gateways_pb2_grpc.GatewayServiceServicer):
     """Speaks the Sync protocol with each gateway."""
 
-    def __init__(self, gateways: Gateways, hub: Hub, releases: Releases, store_id: str) -> None:
+    def __init__(self, gateways: Gateways, hub: Hub, releases: Releases, executions: Executions, store_id: str) -> None:
         self._gateways = gateways
         self._hub = hub
         self._releases = releases
+        self._executions = executions
         self._store_id = store_id
         self._updates = _Updates(hub)
 
@@ -139,6 +143,10 @@ class GatewayServicer(gateways_pb2_grpc.GatewayServiceServicer):
         yield pb.FetchSnapshotResponse(data=data[:CHUNK_BYTES], size_bytes=len(data))
         for start in range(CHUNK_BYTES, len(data), CHUNK_BYTES):
             yield pb.FetchSnapshotResponse(data=data[start : start + CHUNK_BYTES])
+
+    async def ReportExecutions(self, request: ReportExecutionsRequest, _context: Any) -> ReportExecutionsResponse:
+        """See gateways.proto."""
+        return ReportExecutionsResponse(stored=await self._executions.report(await report_of(request)))
 
     async def ListGateways(self, request: pb.ListGatewaysRequest, _context: Any) -> pb.ListGatewaysResponse:
         """See gateways.proto."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from control_plane.peers import Alone, Peers
-from control_plane.storage.base import CannotCopyStore, CannotOpenStore, Store
+from control_plane.storage.base import CannotCopyStore, CannotOpenStore, ExecutionStore, Store
 
 SQLITE_PREFIX = "sqlite:///"
 POSTGRES_PREFIXES = ("postgresql://", "postgres://")
@@ -59,6 +59,21 @@ def sqlite_path(url: str) -> Path:
     return Path(url.removeprefix(SQLITE_PREFIX))
 
 
+def open_executions(url: str, store_id: str) -> ExecutionStore:
+    """Where the executions of an open store with this URL are kept. May take a moment: to be called on a thread.
+
+    Raises:
+        CannotOpenStore: with one line for a person.
+    """
+    if url.startswith(POSTGRES_PREFIXES):
+        from control_plane.storage.postgres_executions import PostgresExecutions
+
+        return PostgresExecutions(url)
+    from control_plane.storage.sqlite_executions import SqliteExecutions
+
+    return SqliteExecutions(sqlite_path(url), store_id)
+
+
 def open_peers(url: str, store_id: str) -> Peers:
     """The other control planes on the store of an open_store with this URL. They are joined by its start()."""
     if not url.startswith(POSTGRES_PREFIXES):
@@ -68,4 +83,14 @@ def open_peers(url: str, store_id: str) -> Peers:
     return PostgresPeers(url, store_id)
 
 
-__all__ = ["CannotCopyStore", "CannotOpenStore", "Store", "open_any_store", "open_peers", "open_store", "sqlite_path"]
+__all__ = [
+    "CannotCopyStore",
+    "CannotOpenStore",
+    "ExecutionStore",
+    "Store",
+    "open_any_store",
+    "open_executions",
+    "open_peers",
+    "open_store",
+    "sqlite_path",
+]

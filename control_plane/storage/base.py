@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Protocol, TypeVar
 
+from control_plane.execution_model import Execution, Figures, Report, Use, Wanted
 from control_plane.model import App, Binding, Deployment, Draft, Environment, Pruning, Release, RememberedRequest, StalenessPolicy
 
 T = TypeVar("T")
@@ -116,6 +117,9 @@ class ReadTransaction(Protocol):
         Empty `app` or `environment`: of all.
         """
 
+    async def deployment_after(self, deployment: Deployment) -> Deployment | None:
+        """The next entry of the history of the same binding; None for the newest."""
+
     async def last_deployment_of(self, app: str, environment: str, release: str) -> Deployment | None:
         """The newest entry that made this release live there."""
 
@@ -213,3 +217,54 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Finishes what was begun, or gives it up after a bounded time, then lets go of every file and connection."""
+
+
+class ExecutionStore(Protocol):
+    """Where executions are kept, beside a Store and never in its way. Each "must" here is a test in tests/test_storage_executions.py.
+
+    Methods may be called from any number of tasks of one event loop, and raise StoreUnavailable as those of Store.
+    """
+
+    @property
+    def shared(self) -> bool:
+        """Whether others may store into it too, so that `news` may have something."""
+
+    async def record(self, report: Report, now: int) -> list[Execution]:
+        """Stores what is not there yet, all or nothing, and returns what was new, in the order of the report.
+
+        What was stored survives kill -9; losing the power may cost the last moment. `dropped` is the process's total: what it has
+        grown by since the last report counts as dropped at `now`; a total that is not greater adds nothing.
+        """
+
+    async def execution(self, execution_id: bytes) -> Execution | None:
+        """One, with its detail."""
+
+    async def executions(self, wanted: Wanted, *, before: tuple[int, bytes] | None, limit: int) -> list[Execution]:
+        """At most `limit` that pass, newest first, by start_time, then by execution_id; without detail.
+
+        `before`: start_time and execution_id of the last one of the page before.
+        """
+
+    async def figures(self, wanted: Wanted) -> list[Figures]:
+        """Of each app, environment and release among those that pass, in no order. Percentiles are durations that occurred."""
+
+    async def dropped(self, since: int, until: int) -> int:
+        """How many were told as dropped from `since` to before `until`."""
+
+    async def uses(self, wanted: Wanted, *, late_after: int | None) -> list[Use]:
+        """Of each gateway among those that pass, by gateway_id; nothing is late without `late_after`."""
+
+    async def news(self, cursor: bytes, limit: int) -> tuple[bytes, list[Execution]]:
+        """The next cursor, and what others stored after this one, with detail: about `limit`, and at least so many if there is more.
+
+        An empty cursor: nothing yet, from now on. Every execution that others store must come exactly once, in any order.
+        """
+
+    async def sweep(self, *, keep_since: int, keep_rows: int, limit: int) -> int:
+        """Deletes what began before `keep_since` and what is beyond the newest `keep_rows` of an environment; returns how many.
+
+        At most about `limit` in one call, so that nobody waits long; what is deleted as a whole does not count. 0: nothing was left.
+        """
+
+    async def close(self) -> None:
+        """Finishes what was begun, then lets go of every file and connection."""

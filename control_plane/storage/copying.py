@@ -34,8 +34,11 @@ TABLES = (
     "requests",
     "staleness_policies",
 )
-# What each store has of its own.
-NOT_COPIED = ("counter", "writers", "replicas", "replica_messages", "pointsman_steps", "_sqlite_migrations", "sqlite_sequence")
+# What each store has of its own; and executions, which are records of the past that nothing refers to.
+NOT_COPIED = (
+    *("counter", "writers", "replicas", "replica_messages", "pointsman_steps", "_sqlite_migrations", "sqlite_sequence"),
+    *("executions", "executions_of_other_days", "execution_writers", "execution_droppers", "execution_drops"),
+)
 
 FIRST_PIECE_ROWS = 16
 MAX_PIECE_ROWS = 256

@@ -194,12 +194,72 @@ _PRUNINGS: Statements = (
     "CREATE TRIGGER has_release BEFORE INSERT ON deployments FOR EACH ROW EXECUTE FUNCTION pointsman_deployment_has_release()",
 )
 
+# Partitions for days to come are made by whoever sweeps; what is of no such day lies in the one beside them.
+_EXECUTIONS: Statements = (
+    "CREATE SEQUENCE execution_writer AS INTEGER",
+    "CREATE SEQUENCE execution_position",
+    """CREATE TABLE executions (
+        execution_id BYTEA NOT NULL,
+        app TEXT COLLATE "C" NOT NULL,
+        environment TEXT COLLATE "C" NOT NULL,
+        endpoint TEXT COLLATE "C" NOT NULL,
+        release TEXT COLLATE "C" NOT NULL,
+        digest TEXT COLLATE "C" NOT NULL,
+        revision BIGINT NOT NULL,
+        gateway_id TEXT COLLATE "C" NOT NULL,
+        start_time BIGINT NOT NULL,
+        duration BIGINT NOT NULL,
+        outcome BIGINT NOT NULL,
+        error_reason TEXT COLLATE "C" NOT NULL,
+        error_message TEXT NOT NULL,
+        token_id TEXT NOT NULL,
+        trace_id TEXT NOT NULL,
+        input_tokens BIGINT NOT NULL,
+        output_tokens BIGINT NOT NULL,
+        detail BYTEA NOT NULL,
+        writer INTEGER NOT NULL,
+        position BIGINT NOT NULL DEFAULT nextval('execution_position'),
+        PRIMARY KEY (execution_id, start_time)
+    ) PARTITION BY RANGE (start_time)""",
+    "CREATE TABLE executions_of_other_days PARTITION OF executions DEFAULT",
+    """CREATE INDEX executions_by_time ON executions (start_time) INCLUDE (app, environment, release, endpoint, outcome, duration,
+        input_tokens, output_tokens)""",
+    "CREATE INDEX executions_by_error_reason ON executions (error_reason, start_time)",
+    "CREATE INDEX executions_by_outcome ON executions (outcome, start_time)",
+    "CREATE INDEX executions_by_gateway_id ON executions (gateway_id, start_time)",
+    "CREATE INDEX executions_by_release ON executions (release, start_time)",
+    "CREATE INDEX executions_by_endpoint ON executions (endpoint, start_time)",
+    "CREATE INDEX executions_by_app ON executions (app, start_time)",
+    "CREATE INDEX executions_by_environment ON executions (environment, start_time)",
+    "CREATE INDEX executions_by_duration ON executions (duration)",
+    "CREATE INDEX executions_by_position ON executions (position)",
+    # Up to which position each writer has committed: what it stores, it commits in the order of positions.
+    """CREATE TABLE execution_writers (
+        writer INTEGER PRIMARY KEY,
+        position BIGINT NOT NULL,
+        used_time BIGINT NOT NULL
+    )""",
+    """CREATE TABLE execution_droppers (
+        instance_id TEXT COLLATE "C" PRIMARY KEY,
+        dropped BIGINT NOT NULL,
+        report_time BIGINT NOT NULL
+    )""",
+    """CREATE TABLE execution_drops (
+        report_time BIGINT NOT NULL,
+        gateway_id TEXT COLLATE "C" NOT NULL,
+        instance_id TEXT COLLATE "C" NOT NULL,
+        dropped BIGINT NOT NULL
+    )""",
+    "CREATE INDEX execution_drops_by_time ON execution_drops (report_time)",
+)
+
 STEPS: tuple[tuple[str, Statements], ...] = (
     ("first_light", _FIRST_LIGHT),
     ("replicas", _REPLICAS),
     ("staleness", _STALENESS),
     ("unbindings", _UNBINDINGS),
     ("prunings", _PRUNINGS),
+    ("executions", _EXECUTIONS),
 )
 
 

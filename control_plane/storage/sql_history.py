@@ -5,8 +5,18 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from control_plane.model import Binding, Pruning, Release
-from control_plane.storage.sql import _DEPLOYMENT, _RELEASE, SqlTransaction, _binding, _filters, _release, from_micros, to_micros
+from control_plane.model import Binding, Deployment, Pruning, Release
+from control_plane.storage.sql import (
+    _DEPLOYMENT,
+    _RELEASE,
+    SqlTransaction,
+    _binding,
+    _deployment,
+    _filters,
+    _release,
+    from_micros,
+    to_micros,
+)
 
 _PRUNING = "app, tag, digest, size_bytes, prune_time, pruned_by"
 # The newest entry of a binding's history up to a moment, unless it was unbound after it and up to then.
@@ -40,6 +50,16 @@ class SqlHistory(SqlTransaction):
             limit,
         )
         return [_binding(row) for row in rows]
+
+    async def deployment_after(self, deployment: Deployment) -> Deployment | None:
+        row = await self._row(
+            f"SELECT {_DEPLOYMENT} FROM deployments d WHERE d.app = ? AND d.environment = ? "
+            "AND d.position > (SELECT position FROM deployments WHERE deployment_id = ?) ORDER BY d.position LIMIT 1",
+            deployment.app,
+            deployment.environment,
+            deployment.deployment_id,
+        )
+        return _deployment(row) if row else None
 
     async def prunable_releases(self, app: str, *, keep_newest: int, keep_deployed: int, limit: int) -> list[Release]:
         rows = await self._rows(

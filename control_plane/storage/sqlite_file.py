@@ -29,7 +29,7 @@ UNAVAILABLE = {
     "PERM", "BUSY", "LOCKED", "NOMEM", "READONLY", "INTERRUPT", "IOERR", "CORRUPT", "FULL", "CANTOPEN", "PROTOCOL", "NOLFS", "NOTADB",
 }  # fmt: skip
 
-__all__ = ["cause_of", "connect", "lock", "open_file", "sqlite3"]
+__all__ = ["cause_of", "connect", "lock", "open_file", "remedy", "sqlite3"]
 
 log = structlog.get_logger()
 
@@ -95,12 +95,13 @@ def open_file(path: Path) -> Any:
         if connection is not None:
             connection.close()
         if isinstance(error, sqlite3.Error):
-            raise CannotOpenStore(f"cannot open the store {path}: {error}{_remedy(error)}") from error
+            raise CannotOpenStore(f"cannot open the store {path}: {error}{remedy(error)}") from error
         raise
     return connection
 
 
-def _remedy(error: Any) -> str:
+def remedy(error: Any) -> str:
+    """What to do about it, to be put after the message."""
     code = str(getattr(error, "sqlite_errorname", ""))
     if code.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
         return "; the file and its folder must be writable"

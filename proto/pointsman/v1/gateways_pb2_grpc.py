@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from pointsman.v1 import executions_pb2 as pointsman_dot_v1_dot_executions__pb2
 from pointsman.v1 import gateways_pb2 as pointsman_dot_v1_dot_gateways__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -45,6 +46,11 @@ class GatewayServiceStub:
                 request_serializer=pointsman_dot_v1_dot_gateways__pb2.FetchSnapshotRequest.SerializeToString,
                 response_deserializer=pointsman_dot_v1_dot_gateways__pb2.FetchSnapshotResponse.FromString,
                 _registered_method=True)
+        self.ReportExecutions = channel.unary_unary(
+                '/pointsman.v1.GatewayService/ReportExecutions',
+                request_serializer=pointsman_dot_v1_dot_executions__pb2.ReportExecutionsRequest.SerializeToString,
+                response_deserializer=pointsman_dot_v1_dot_executions__pb2.ReportExecutionsResponse.FromString,
+                _registered_method=True)
         self.ListGateways = channel.unary_unary(
                 '/pointsman.v1.GatewayService/ListGateways',
                 request_serializer=pointsman_dot_v1_dot_gateways__pb2.ListGatewaysRequest.SerializeToString,
@@ -73,6 +79,13 @@ class GatewayServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportExecutions(self, request, context):
+        """Stores what gateways ran; a repeat stores nothing twice. Errors: INVALID_FIELD, TOO_LARGE, STORE_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListGateways(self, request, context):
         """Lists the gateways that are connected, or were since this control plane started, by id.
         """
@@ -92,6 +105,11 @@ def add_GatewayServiceServicer_to_server(servicer, server):
                     servicer.FetchSnapshot,
                     request_deserializer=pointsman_dot_v1_dot_gateways__pb2.FetchSnapshotRequest.FromString,
                     response_serializer=pointsman_dot_v1_dot_gateways__pb2.FetchSnapshotResponse.SerializeToString,
+            ),
+            'ReportExecutions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportExecutions,
+                    request_deserializer=pointsman_dot_v1_dot_executions__pb2.ReportExecutionsRequest.FromString,
+                    response_serializer=pointsman_dot_v1_dot_executions__pb2.ReportExecutionsResponse.SerializeToString,
             ),
             'ListGateways': grpc.unary_unary_rpc_method_handler(
                     servicer.ListGateways,
@@ -154,6 +172,33 @@ class GatewayService:
             '/pointsman.v1.GatewayService/FetchSnapshot',
             pointsman_dot_v1_dot_gateways__pb2.FetchSnapshotRequest.SerializeToString,
             pointsman_dot_v1_dot_gateways__pb2.FetchSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportExecutions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pointsman.v1.GatewayService/ReportExecutions',
+            pointsman_dot_v1_dot_executions__pb2.ReportExecutionsRequest.SerializeToString,
+            pointsman_dot_v1_dot_executions__pb2.ReportExecutionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from grpc import aio as _aio
+from pointsman.v1 import executions_pb2 as _executions_pb2
 from pointsman.v1 import gateways_pb2 as _gateways_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -41,6 +42,8 @@ class GatewayServiceStub:
     """
     FetchSnapshot: _grpc.UnaryStreamMultiCallable[_gateways_pb2.FetchSnapshotRequest, _gateways_pb2.FetchSnapshotResponse]
     """Streams the snapshot bytes with a digest, in chunks of at most 256 KiB. Errors: RELEASE_NOT_FOUND."""
+    ReportExecutions: _grpc.UnaryUnaryMultiCallable[_executions_pb2.ReportExecutionsRequest, _executions_pb2.ReportExecutionsResponse]
+    """Stores what gateways ran; a repeat stores nothing twice. Errors: INVALID_FIELD, TOO_LARGE, STORE_UNAVAILABLE."""
     ListGateways: _grpc.UnaryUnaryMultiCallable[_gateways_pb2.ListGatewaysRequest, _gateways_pb2.ListGatewaysResponse]
     """Lists the gateways that are connected, or were since this control plane started, by id."""
 
@@ -57,6 +60,8 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     """
     FetchSnapshot: _aio.UnaryStreamMultiCallable[_gateways_pb2.FetchSnapshotRequest, _gateways_pb2.FetchSnapshotResponse]  # type: ignore[assignment]
     """Streams the snapshot bytes with a digest, in chunks of at most 256 KiB. Errors: RELEASE_NOT_FOUND."""
+    ReportExecutions: _aio.UnaryUnaryMultiCallable[_executions_pb2.ReportExecutionsRequest, _executions_pb2.ReportExecutionsResponse]  # type: ignore[assignment]
+    """Stores what gateways ran; a repeat stores nothing twice. Errors: INVALID_FIELD, TOO_LARGE, STORE_UNAVAILABLE."""
     ListGateways: _aio.UnaryUnaryMultiCallable[_gateways_pb2.ListGatewaysRequest, _gateways_pb2.ListGatewaysResponse]  # type: ignore[assignment]
     """Lists the gateways that are connected, or were since this control plane started, by id."""
 
@@ -82,6 +87,14 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_gateways_pb2.FetchSnapshotResponse], _abc.AsyncIterator[_gateways_pb2.FetchSnapshotResponse]]:
         """Streams the snapshot bytes with a digest, in chunks of at most 256 KiB. Errors: RELEASE_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def ReportExecutions(
+        self,
+        request: _executions_pb2.ReportExecutionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_executions_pb2.ReportExecutionsResponse, _abc.Awaitable[_executions_pb2.ReportExecutionsResponse]]:
+        """Stores what gateways ran; a repeat stores nothing twice. Errors: INVALID_FIELD, TOO_LARGE, STORE_UNAVAILABLE."""
 
     @_abc_1.abstractmethod
     def ListGateways(

@@ -1,0 +1,141 @@
+"""What ran: reported by gateways, looked at by people, and summed up to tell whether a release is worse than the one before it."""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from control_plane.execution_model import Execution, Figures, Outcome, Report, Use, Wanted
+from control_plane.model import Action, Deployment
+from control_plane.service.calls import Clock
+from control_plane.service.paging import Page, PageRequest
+from control_plane.storage.base import ExecutionStore, ReadTransaction, Store
+from control_plane.storage.sql import from_micros, to_micros
+from control_plane.tail import Tail
+from pointsman.errors import ExecutionNotFound, InvalidField, Violation
+
+DEFAULT_WINDOW = timedelta(hours=1)
+MAX_FAILED_EXECUTIONS = 500
+# More than any installation has: a summary tells of each whether it is live.
+MAX_BINDINGS = 100_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """One release in one environment; `previous_release` is empty for the first one there."""
+
+    figures: Figures
+    live: bool
+    previous_release: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summaries:
+    """Of a window, and how many executions are missing in them."""
+
+    summaries: list[Summary]
+    since: int
+    until: int
+    dropped: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RollbackReport:
+    """What the release of a deployment did; `replaced` is None while it is live."""
+
+    deployment: Deployment
+    replaced: Deployment | None
+    uses: list[Use]
+    failed: list[Execution]
+
+
+class Executions:
+    """The use cases of ExecutionService, and ReportExecutions."""
+
+    def __init__(self, store: Store, executions: ExecutionStore, tail: Tail, clock: Clock) -> None:
+        self._store = store
+        self._executions = executions
+        self._tail = tail
+        self._clock = clock
+
+    async def report(self, report: Report) -> int:
+        """Stores what is new, tells who follows, and says how many that were."""
+        new = await self._executions.record(report, to_micros(self._clock()))
+        self._tail.publish(new)
+        return len(new)
+
+    async def get(self, execution_id: str, app: str) -> Execution:
+        """One, of the app unless that is empty. Raises ExecutionNotFound."""
+        found = await self._executions.execution(uuid.UUID(execution_id).bytes)
+        if found is None or (app and found.app != app):
+            why = "Gateways report within seconds; what is older than this control plane keeps is gone."
+            raise ExecutionNotFound(f"There is no execution {execution_id} on record. {why}", execution_id=execution_id)
+        return found
+
+    async def list(self, wanted: Wanted, request: PageRequest) -> Page[Execution]:
+        """Those that pass, newest first. Raises InvalidField."""
+        _check_window(wanted.since, wanted.until)
+        filters = ("executions", *(str(value) for value in dataclasses.astuple(wanted)))
+        last = request.after(*filters)
+        before = (int(last[0]), bytes.fromhex(str(last[1]))) if last else None
+        found = await self._executions.executions(wanted, before=before, limit=request.limit + 1)
+        return request.page(found, lambda e: (e.start_time, e.execution_id.hex()), *filters)
+
+    async def summarize(self, wanted: Wanted) -> Summaries:
+        """By app and environment; in each the live release first, then by last_time, newest first. Raises InvalidField."""
+        until = to_micros(self._clock()) if wanted.until is None else wanted.until
+        since = until - DEFAULT_WINDOW // timedelta(microseconds=1) if wanted.since is None else wanted.since
+        _check_window(since, until)
+        figures = await self._executions.figures(dataclasses.replace(wanted, since=since, until=until))
+        dropped = await self._executions.dropped(since, until)
+
+        async def work(tx: ReadTransaction) -> list[Summary]:
+            bindings = await tx.bindings(app=wanted.app, environment=wanted.environment, after=None, limit=MAX_BINDINGS)
+            live = {(b.app, b.environment): b.deployment for b in bindings}
+            return [await _summary(tx, found, live.get((found.app, found.environment))) for found in figures]
+
+        summaries = await self._store.read(work)
+        summaries.sort(key=lambda s: (s.figures.app, s.figures.environment, not s.live, -s.figures.last_time, s.figures.release))
+        return Summaries(summaries=summaries, since=since, until=until, dropped=dropped)
+
+    async def rollback_report(self, deployment_id: str) -> RollbackReport:
+        """Of what the deployment made live, or, when it is a rollback, of what it ended. Raises InvalidField."""
+        deployment, replaced = await self._store.read(lambda tx: _judged(tx, deployment_id))
+        wanted = Wanted(app=deployment.app, environment=deployment.environment, release=deployment.release, revision=deployment.revision)
+        late_after = None if replaced is None else to_micros(replaced.create_time)
+        uses = await self._executions.uses(wanted, late_after=late_after)
+        only_failed = dataclasses.replace(wanted, outcome=int(Outcome.FAILED))
+        failed = await self._executions.executions(only_failed, before=None, limit=MAX_FAILED_EXECUTIONS)
+        return RollbackReport(deployment=deployment, replaced=replaced, uses=uses, failed=failed)
+
+
+def _check_window(since: int | None, until: int | None) -> None:
+    if since is not None and until is not None and since >= until:
+        times = f"{_text(since)} to {_text(until)}"
+        raise InvalidField([Violation("start_time", f"is not before end_time, {times}: no execution can pass; give an earlier one")])
+
+
+def _text(micros: int) -> str:
+    found: datetime = from_micros(micros)
+    return found.isoformat()
+
+
+async def _summary(tx: ReadTransaction, figures: Figures, live: Deployment | None) -> Summary:
+    if live is not None and live.release == figures.release:
+        return Summary(figures=figures, live=True, previous_release=live.previous_release)
+    last = await tx.last_deployment_of(figures.app, figures.environment, figures.release)
+    return Summary(figures=figures, live=False, previous_release=last.previous_release if last else "")
+
+
+async def _judged(tx: ReadTransaction, deployment_id: str) -> tuple[Deployment, Deployment | None]:
+    """The deployment whose release the report is about, and the one that replaced it."""
+    found = await tx.deployment(deployment_id)
+    if found is None:
+        none = f"there is no deployment {deployment_id}; `pointsman history ENVIRONMENT -o json` shows the ids"
+        raise InvalidField([Violation("deployment_id", none)], deployment_id=deployment_id)
+    if found.action is not Action.ROLLBACK:
+        return found, await tx.deployment_after(found)
+    ended = await tx.deployments(app=found.app, environment=found.environment, after=deployment_id, limit=1)
+    return ended[0], found
