@@ -28,7 +28,8 @@ from control_plane.service.executions import Executions
 from control_plane.service.past import Past
 from control_plane.service.releases import Releases
 from control_plane.service.retention import Retention
-from control_plane.storage import CannotOpenStore, open_executions, open_peers, open_store
+from control_plane.storage import CannotOpenStore, ExecutionStore, open_executions, open_peers, open_store
+from control_plane.sweeper import Sweeper
 from control_plane.tail import Tail
 from pointsman.serving import GrpcServer, StartupError, run
 from pointsman.settings import settings_options
@@ -57,11 +58,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         except CannotOpenStore as error:
             raise StartupError(str(error)) from error
         closing.push_async_callback(store.close)
-        try:
-            kept = await asyncio.to_thread(open_executions, settings.store, store.store_id)
-        except CannotOpenStore as error:
-            raise StartupError(str(error)) from error
-        closing.push_async_callback(kept.close)
+        kept = await _open_executions(settings, store.store_id, closing)
         hub = Hub(store)
         await hub.start()
         closing.push_async_callback(hub.close)
@@ -112,6 +109,19 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         await grpc_server.drain()
         tail.close()
         await hub.close()
+
+
+async def _open_executions(settings: Settings, store_id: str, closing: contextlib.AsyncExitStack) -> ExecutionStore:
+    """What ran; what is old is swept away from then on."""
+    try:
+        kept = await asyncio.to_thread(open_executions, settings.store, store_id)
+    except CannotOpenStore as error:
+        raise StartupError(str(error)) from error
+    closing.push_async_callback(kept.close)
+    sweeper = Sweeper(kept, utc_now, keep_days=settings.keep_executions_days, keep_rows=settings.keep_executions_rows)
+    sweeping = asyncio.create_task(sweeper.run(), name="sweeper")
+    closing.callback(sweeping.cancel)
+    return kept
 
 
 @click.command("control-plane")

@@ -20,4 +20,6 @@ class Settings:
     prepare_timeout_seconds: float = setting(
         5.0, "How long a gateway may take to get a release ready before it is counted as pending.", kind=click.FloatRange(0.1, 300)
     )
+    keep_executions_days: int = setting(30, "For how many days executions are kept.", kind=click.IntRange(1, 36_500))
+    keep_executions_rows: int = setting(1_000_000, "How many executions of an environment are kept, about.", kind=click.IntRange(1))
     drain_seconds: float = setting(5.0, "How long running calls may go on after SIGTERM.", kind=click.FloatRange(0, 3600))

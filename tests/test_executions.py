@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from datetime import UTC, datetime
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from control_plane.execution_model import Wanted
+from control_plane.execution_model import Report, Wanted
+from control_plane.sweeper import SLICE_ROWS, Sweeper
 from control_plane.tail import RING_EXECUTIONS, Tail
 from pointsman.v1 import executions_pb2 as pb
 from tests.clients import control_plane_client, refused
+from tests.eventually import eventually
 from tests.executions import GATEWAY, ran, report
 from tests.processes import start_control_plane
 from tests.sample_apps import marked
@@ -218,6 +221,30 @@ async def test_a_rollback_report_tells_what_the_bad_release_did(stack):
     assert [e.execution_id for e in found.failed_executions] == [failed.execution_id]
     unknown = await refused(told(str(uuid.uuid4())))
     assert (unknown.reason, unknown.violations) == ("INVALID_FIELD", ("deployment_id",))
+
+
+async def test_what_is_old_or_too_much_is_swept_away(kept, tmp_path):
+    now = datetime.now(UTC)
+    micros = int(now.timestamp() * 1_000_000)
+    old = [kept_one(start_time=micros - 3 * 86_400_000_000 + number) for number in range(2 * SLICE_ROWS + 1)]
+    new = [kept_one(start_time=micros - number) for number in range(10)]
+    await kept.record(Report(gateway_id="g", instance_id="i", executions=old + new), micros)
+    assert await Sweeper(kept, lambda: now, keep_days=2, keep_rows=100).sweep() == len(old)
+    assert await Sweeper(kept, lambda: now, keep_days=2, keep_rows=4).sweep() == 6
+    left = await kept.executions(Wanted(), before=None, limit=100)
+    assert [e.execution_id for e in left] == [e.execution_id for e in new[:4]]
+
+
+async def test_a_running_control_plane_sweeps(tmp_path):
+    async with start_control_plane(tmp_path) as server, control_plane_client(server) as plane:
+        await report(plane, ran("shop", ago=3 * 86_400), ran("shop"))
+        await server.stop()
+    async with start_control_plane(tmp_path, "--keep-executions-days", "2") as server, control_plane_client(server) as plane:
+
+        async def swept() -> bool:
+            return len(await listed(plane)) == 1
+
+        await eventually(swept)
 
 
 async def test_a_file_of_another_store_is_refused(tmp_path):

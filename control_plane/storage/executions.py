@@ -74,6 +74,10 @@ class SqlExecutions:
         """What stands after FROM to list what is wanted, `executions e` and how to find it."""
         raise NotImplementedError
 
+    def _everything(self) -> str:
+        """What stands after FROM to look at all that pass."""
+        return "executions e"
+
     def _let_go(self) -> None:
         """Closes every file and connection; no thread runs any more."""
         raise NotImplementedError
@@ -132,7 +136,7 @@ class SqlExecutions:
         late = f"sum(CASE WHEN e.start_time > {late_after:d} THEN 1 ELSE 0 END)" if late_after is not None else "0"
         sql = (
             f"SELECT e.gateway_id, count(*), sum(CASE WHEN e.outcome = {Outcome.FAILED:d} THEN 1 ELSE 0 END), {late}, max(e.start_time) "
-            f"FROM executions e WHERE {where} GROUP BY e.gateway_id ORDER BY e.gateway_id"
+            f"FROM {self._everything()} WHERE {where} GROUP BY e.gateway_id ORDER BY e.gateway_id"
         )
         rows = await self._read(lambda run: run(sql, *parameters))
         return [Use(gateway_id=row[0], executions=row[1], failed=int(row[2]), late=int(row[3]), last_time=row[4]) for row in rows]

@@ -28,6 +28,7 @@ CHECKPOINT_PAGES = 8_000
 # A filter that more pass is not the one that finds the wanted ones quickest.
 FEW = 1_000
 
+_BY_TIME = "executions e INDEXED BY executions_by_time"
 _MARKS = f"({', '.join('?' * len(COLUMNS))})"
 _INSERT = f"INSERT INTO executions ({', '.join(COLUMNS)}) VALUES "
 
@@ -111,26 +112,31 @@ class SqliteExecutions(SqlExecutions):
         return new
 
     def _source(self, run: Run, wanted: Wanted, before: tuple[int, bytes] | None) -> str:
-        """Names the index of the filter that the fewest pass, if they are few; else newest first until there are enough.
+        """Names an index, since SQLite keeps no statistics by itself: that of the only filter, or of the one that few pass.
 
-        SQLite keeps no statistics by itself, and would take an index where most pass.
+        Else newest first until there are enough, by the index that holds everything that is filtered by.
         """
+        filters = [name for name in INDEXED if name in wanted.equalities]
+        if len(filters) == 1 and not wanted.min_duration and wanted.revision is None:
+            return f"executions e INDEXED BY executions_by_{filters[0]}"
         until = min([moment for moment in (wanted.until, before and before[0] + 1) if moment is not None], default=None)
         counted = {}
-        for name in [name for name in INDEXED if name in wanted.equalities]:
-            where, parameters = conditions(Wanted(**{name: wanted.equalities[name]}, since=wanted.since, until=until))  # type: ignore[arg-type]  # each of its own type
-            counted[f"executions_by_{name}"] = _count(run, f"executions_by_{name}", where, parameters)
+        for name in filters:
+            alone = Wanted(**{name: wanted.equalities[name]}, since=wanted.since, until=until)  # type: ignore[arg-type]  # each of its own type
+            counted[f"executions_by_{name}"] = _count(run, f"executions_by_{name}", alone)
         if wanted.min_duration:
-            where, parameters = conditions(Wanted(min_duration=wanted.min_duration))
-            counted["executions_by_duration"] = _count(run, "executions_by_duration", where, parameters)
+            counted["executions_by_duration"] = _count(run, "executions_by_duration", Wanted(min_duration=wanted.min_duration))
         index = min(counted, key=lambda name: counted[name], default="")
-        return f"executions e INDEXED BY {index if index and counted[index] < FEW else 'executions_by_time'}"
+        return f"executions e INDEXED BY {index}" if index and counted[index] < FEW else _BY_TIME
+
+    def _everything(self) -> str:
+        return _BY_TIME
 
     def _figures(self, run: Run, where: str, parameters: Sequence[Any]) -> list[Figures]:
         rows = run(
             "SELECT e.app, e.environment, e.release, e.outcome, count(*), group_concat(e.duration), sum(e.input_tokens), "
             "sum(e.output_tokens), min(e.start_time), max(e.start_time) "
-            f"FROM executions e INDEXED BY executions_by_time WHERE {where} GROUP BY 1, 2, 3, 4",
+            f"FROM {_BY_TIME} WHERE {where} GROUP BY 1, 2, 3, 4",
             *parameters,
         )
         grouped: dict[tuple[str, str, str], dict[int, Sequence[Any]]] = {}
@@ -179,7 +185,8 @@ def _shut(connection: Any) -> None:
             connection.close()
 
 
-def _count(run: Run, index: str, where: str, parameters: Sequence[Any]) -> int:
+def _count(run: Run, index: str, wanted: Wanted) -> int:
+    where, parameters = conditions(wanted)
     sql = f"SELECT count(*) FROM (SELECT 1 FROM executions e INDEXED BY {index} WHERE {where} LIMIT {FEW})"
     return int(run(sql, *parameters)[0][0])
 
