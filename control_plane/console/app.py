@@ -14,9 +14,14 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from control_plane.console.apps import AppPages
+from control_plane.console.changes import ChangePages
+from control_plane.console.compare import ComparePage
+from control_plane.console.environments import EnvironmentPages
+from control_plane.console.gateways import GatewaysPage
 from control_plane.console.pages import Pages
 from control_plane.console.parts import Parts
 from control_plane.console.releases import ReleasePages
+from control_plane.console.rollouts import Rollouts
 from control_plane.console.session import Browser
 from control_plane.console.visit import MAX_FORM_BYTES, Visit, read_form
 from pointsman.errors import EndpointNotFound, Internal, PermissionDenied, PointsmanError
@@ -42,13 +47,24 @@ class Console:
     def __init__(self, parts: Parts, hosts: str) -> None:
         self._pages = Pages(parts.clock)
         self._hosts = {host.strip().lower() for host in hosts.split(",")}
-        apps, releases = AppPages(parts), ReleasePages(parts)
+        apps, releases, compare = AppPages(parts), ReleasePages(parts), ComparePage(parts)
+        rollouts = Rollouts(parts)
+        environments, gateways = EnvironmentPages(parts, rollouts), GatewaysPage(parts)
+        changes = ChangePages(parts, rollouts)
         self._all = [
             Page("/apps", apps.list, apps.create),
             Page("/apps/{app}/releases", releases.list, releases.create),
             Page("/apps/{app}/new-release", releases.new),
             Page("/apps/{app}/check-tag", releases.check),
             Page("/apps/{app}/releases/{tag}", releases.snapshot),
+            Page("/apps/{app}/compare", compare.show),
+            Page("/apps/{app}/environments", environments.list),
+            Page("/apps/{app}/environments/{environment}", environments.one),
+            Page("/apps/{app}/environments/{environment}/rollout", environments.rollout),
+            Page("/apps/{app}/deploy", changes.show_deploy, changes.deploy),
+            Page("/apps/{app}/promote", changes.show_promote, changes.promote),
+            Page("/apps/{app}/rollback", changes.show_rollback, changes.rollback),
+            Page("/gateways", gateways.show),
         ]
 
     def routes(self) -> list[Route]:

@@ -38,14 +38,14 @@ MIN_PREPARE_SECONDS = 1.0
 class Options:
     """What Deploy, Promote and Rollback have in common. `wait_seconds` None is the default wait.
 
-    Without `await_rollout` the wait is only for gateways that get ready; after the commit the caller looks for himself who serves it.
+    Of the wait at most `rollout_seconds` are spent after the commit, for a caller that looks for itself who serves it then.
     """
 
     expected_revision: int | None = None
     reason: str = ""
     wait_seconds: float | None = None
     force: bool = False
-    await_rollout: bool = True
+    rollout_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,7 +246,8 @@ class Deployments:
         rollout = None
         if not call.validate_only:
             started = time.monotonic()
-            rest = wait - (started - began) if options.await_rollout else 0
+            rest = wait - (started - began)
+            rest = rest if options.rollout_seconds is None else min(rest, options.rollout_seconds)
             rollout = await self._gateways.rollout(committed.bindings, rest, started=started)
         return Deployed(deployments=committed.deployments, bindings=committed.bindings, rollout=rollout)
 

@@ -86,3 +86,10 @@ for (const input of document.querySelectorAll("[data-check]")) {
     timer = setTimeout(check, CHECK_DELAY_MS);
   });
 }
+
+// What changes by itself: the server sends the part of the page, rendered as the page was.
+for (const part of document.querySelectorAll("[data-live]")) {
+  const source = new EventSource(part.dataset.live);
+  source.addEventListener("rollout", (event) => { part.innerHTML = event.data; });
+  source.addEventListener("end", () => source.close());
+}

@@ -1,0 +1,83 @@
+"""What is live where, since when, by whom; the history; who serves it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+
+from starlette.responses import Response, StreamingResponse
+
+from control_plane.console.pages import SECURITY_HEADERS
+from control_plane.console.parts import Parts
+from control_plane.console.rollouts import MAX_NAMED, Rollouts
+from control_plane.console.visit import Visit
+from control_plane.service.paging import PageRequest
+
+HISTORY_SIZE = 20
+# How late the live view may be.
+LOOK_SECONDS = 0.2
+# A browser connects again by itself; nothing stays open for ever.
+STREAM_SECONDS = 600.0
+
+
+class EnvironmentPages:
+    """The environments of an app."""
+
+    def __init__(self, parts: Parts, rollouts: Rollouts) -> None:
+        self._parts = parts
+        self._rollouts = rollouts
+
+    async def list(self, visit: Visit) -> Response:
+        """Each environment with what is live in it."""
+        app = visit.part("app")
+        return visit.page(
+            "environments.html",
+            tab="environments",
+            app=app,
+            environments=await self._parts.all_environments(),
+            bindings=await self._parts.bindings_of(app),
+        )
+
+    async def one(self, visit: Visit) -> Response:
+        """What is live in one, who serves it, and how it came about."""
+        app, environment = visit.part("app"), visit.part("environment")
+        binding = await self._parts.binding(app, environment)
+        history = await self._parts.deployments.history(app, environment, PageRequest(size=HISTORY_SIZE, token=visit.asked("page")))
+        return visit.page(
+            "environment.html",
+            tab="environments",
+            app=app,
+            environment=environment,
+            binding=binding,
+            progress=None if binding is None else await self._rollouts.look(binding),
+            max_named=MAX_NAMED,
+            history=history.items,
+            next_page=history.next_page_token,
+            first_page=not visit.asked("page"),
+            done=visit.asked("done"),
+            same=visit.asked("same"),
+        )
+
+    async def rollout(self, visit: Visit) -> Response:
+        """The same as it happens: server-sent events, each with the part of the page that changes, until all have answered."""
+        app, environment = visit.part("app"), visit.part("environment")
+        await self._parts.binding(app, environment)
+        headers = SECURITY_HEADERS | {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(self._events(visit, app, environment), media_type="text/event-stream", headers=headers)
+
+    async def _events(self, visit: Visit, app: str, environment: str) -> AsyncIterator[str]:
+        told, watched, ends = "", False, time.monotonic() + STREAM_SECONDS
+        while not self._parts.hub.closing and time.monotonic() < ends:
+            binding = await self._parts.binding(app, environment)
+            if binding is None:
+                break
+            progress = await self._rollouts.look(binding, LOOK_SECONDS if told else 0.0, watched=watched)
+            watched = not progress.done
+            shown = visit.fragment("_rollout.html", progress=progress, binding=binding, max_named=MAX_NAMED)
+            if shown != told:
+                told = shown
+                yield "event: rollout\n" + "".join(f"data: {line}\n" for line in shown.splitlines()) + "\n"
+            if progress.done:
+                break
+        # Else the browser would connect again.
+        yield "event: end\ndata:\n\n"

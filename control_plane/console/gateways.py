@@ -1,0 +1,74 @@
+"""The gateways: who is there, who is behind, who refused what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.responses import Response
+
+from control_plane.console.parts import Parts
+from control_plane.console.visit import Visit
+from control_plane.model import Binding, GatewayInfo
+
+PAGE_SIZE = 100
+MAX_KNOWN = 5000
+MAX_LOADED = 20
+# What needs a look comes first.
+_ORDER = ("rejected", "behind", "gone", "ok")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One gateway process, what it shall serve, and why not."""
+
+    info: GatewayInfo
+    state: str
+    bindings: list[Binding]
+    refused: list[tuple[Binding, str]]
+
+
+class GatewaysPage:
+    """All gateways of all replicas."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    async def show(self, visit: Visit) -> Response:
+        """Those that refused or are behind on top."""
+        hub = self._parts.hub
+        await hub.refresh()
+        rows = self._rows(await self._parts.gateways.known((), MAX_KNOWN))
+        start = min(int(given) if (given := visit.asked("from")).isdecimal() and len(given) < 6 else 0, len(rows))
+        counts = {state: sum(row.state == state for row in rows) for state in _ORDER}
+        return visit.page(
+            "gateways.html",
+            tab="gateways",
+            rows=rows[start : start + PAGE_SIZE],
+            counts=counts,
+            revision=hub.revision,
+            max_loaded=MAX_LOADED,
+            first=start,
+            next_from=start + PAGE_SIZE if start + PAGE_SIZE < len(rows) else 0,
+        )
+
+    def _rows(self, known: list[GatewayInfo]) -> list[Row]:
+        hub = self._parts.hub
+        wanted: dict[tuple[frozenset[str], frozenset[str]], list[Binding]] = {}
+        rows = []
+        for info in known:
+            subscribed = info.identity.apps, info.identity.environments
+            if subscribed not in wanted:
+                found = hub.newer_than(0, apps=subscribed[0], environments=subscribed[1])
+                wanted[subscribed] = sorted((b for b in found if b.deployment), key=lambda b: (b.app, b.environment))
+            bindings = wanted[subscribed]
+            refused = [(b, reason) for b in bindings if (reason := info.rejection_of(b)) is not None] if info.rejections else []
+            rows.append(Row(info, _state(info, hub.revision, refused=bool(refused)), bindings, refused))
+        return sorted(rows, key=lambda row: (_ORDER.index(row.state), row.info.identity.key))
+
+
+def _state(info: GatewayInfo, revision: int, *, refused: bool) -> str:
+    if not info.connected:
+        return "gone"
+    if refused:
+        return "rejected"
+    return "behind" if info.revision < revision else "ok"
