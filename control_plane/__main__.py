@@ -14,6 +14,7 @@ from control_plane.console.parts import Parts
 from control_plane.gateways import Gateways
 from control_plane.http import make_app
 from control_plane.hub import Hub
+from control_plane.metrics import Metrics
 from control_plane.rpc.apps import AppServicer
 from control_plane.rpc.deployments import DeploymentServicer
 from control_plane.rpc.environments import EnvironmentServicer
@@ -76,7 +77,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         closing.callback(tail.close)
         executions = Executions(store, kept, tail, utc_now)
 
-        grpc_server = GrpcServer()
+        metrics = Metrics()
+        metrics.watch(hub, gateways)
+        grpc_server = GrpcServer(observe=metrics.observe)
         server = grpc_server.services
         apps_pb2_grpc.add_AppServiceServicer_to_server(AppServicer(apps), server)
         environments_pb2_grpc.add_EnvironmentServiceServicer_to_server(EnvironmentServicer(environments), server)
@@ -100,7 +103,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             clock=utc_now,
             grpc_address=grpc_server.address,
         )
-        http_server = HttpServer(make_app(store, Console(parts, settings.console_hosts)))
+        http_server = HttpServer(make_app(store, metrics, Console(parts, settings.console_hosts)))
         await http_server.start(settings.http)
         closing.push_async_callback(http_server.stop)
 

@@ -14,7 +14,7 @@ class Settings:
     """Read once, at the start."""
 
     listen: Address = setting(Address("127.0.0.1", 7400), "Address of gRPC; port 0 picks a free one.")
-    http: Address = setting(Address("127.0.0.1", 7480), "Address of HTTP: the console, /livez, /readyz.")
+    http: Address = setting(Address("127.0.0.1", 7480), "Address of HTTP: the console, /livez, /readyz, /metrics.")
     console_hosts: str = setting("", "Names, divided by commas, under which the console is reached, beside localhost and addresses.")
     store: str = setting("sqlite:///pointsman.db", "Where everything is kept: sqlite:///PATH or postgresql://...")
     prepare_timeout_seconds: float = setting(

@@ -153,6 +153,20 @@ class Gateways:
         """Whether any gateway may be connected, here or at another replica."""
         return bool(self._connected or self._peers.others)
 
+    @property
+    def connected_count(self) -> int:
+        """How many gateways are connected here."""
+        return len(self._connected)
+
+    @property
+    def rejecting_count(self) -> int:
+        """How many of them cannot run something that is bound."""
+        return sum(bool(session.rejections) for session in self._connected)
+
+    def behind_count(self, revision: int) -> int:
+        """How many of them have not applied the revision yet."""
+        return sum(session.revision < revision for session in self._connected)
+
     async def known(self, after: tuple[str, ...], limit: int) -> list[GatewayInfo]:
         """At most `limit` gateway processes by their keys, those with a greater key than `after`; the connected, and those that were.
 

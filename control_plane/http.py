@@ -12,16 +12,18 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from control_plane.console.app import Console
+from control_plane.metrics import Metrics
 from control_plane.storage.base import Store
 from pointsman.errors import EndpointNotFound, Internal, PointsmanError
+from pointsman.metrics import CONTENT_TYPE
 from pointsman.web import error_body, error_headers
 
 log = structlog.get_logger()
 
-PAGES = ("/livez", "/readyz")
+PAGES = ("/livez", "/readyz", "/metrics")
 
 
-def make_app(store: Store, console: Console) -> Any:
+def make_app(store: Store, metrics: Metrics, console: Console) -> Any:
     """An ASGI app. A refusal is a page for a browser, and has the one JSON shape of errors for everyone else."""
 
     async def livez(_request: Request) -> Response:
@@ -35,6 +37,9 @@ def make_app(store: Store, console: Console) -> Any:
             return _refused(error)
         return PlainTextResponse("ready\n")
 
+    async def show_metrics(_request: Request) -> Response:
+        return Response(metrics.page(), media_type=CONTENT_TYPE)
+
     async def unknown(request: Request, _error: Exception) -> Response:
         known = request.url.path in PAGES
         what = f"{request.url.path} takes GET, not {request.method}." if known else f"There is no {request.url.path!r} here."
@@ -47,7 +52,7 @@ def make_app(store: Store, console: Console) -> Any:
         log.error("request failed", path=request.url.path, request_id=request_id, exc_info=error)
         return _refused(Internal(request_id))
 
-    routes = [Route("/livez", livez), Route("/readyz", readyz), *console.routes()]
+    routes = [Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", show_metrics), *console.routes()]
     return Starlette(routes=routes, exception_handlers={404: unknown, 405: unknown, Exception: broken})
 
 

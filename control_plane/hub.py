@@ -91,6 +91,16 @@ class Hub:
         self._refreshing = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
 
+    @property
+    def live_bindings(self) -> int:
+        """How many bindings there are now."""
+        return sum(binding.deployment is not None for binding in self._bindings.values())
+
+    @property
+    def watchers(self) -> int:
+        """How many watch."""
+        return len(self._watchers)
+
     async def start(self) -> None:
         """Reads the present state and follows the store from then on."""
         await self.refresh()

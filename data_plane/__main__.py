@@ -15,28 +15,36 @@ import click
 import structlog
 
 import pointsman
+from data_plane.access import Access
 from data_plane.config import Settings
 from data_plane.disk import Disk
+from data_plane.executions import Capture, Recorder
 from data_plane.gateway import Gateway
 from data_plane.heard import HeardFile
 from data_plane.holder import Holder
 from data_plane.hosts import HostPolicy
 from data_plane.http import HttpApp
 from data_plane.loading import Compiler
+from data_plane.lookup import Here
+from data_plane.metrics import Metrics
 from data_plane.rpc import GatewayStatusServicer, TriggerServicer
 from data_plane.secrets import Secrets
+from data_plane.spool import MIB, Spool
 from data_plane.staleness import Staleness
 from data_plane.status import Status
 from data_plane.steps.base import Clients
 from data_plane.sync import Sync
+from data_plane.sync_report import Reporter
 from data_plane.sync_stream import Me
 from data_plane.workers import WORKER_VARIABLE, serve_by_workers, watch_parent
-from pointsman.serving import GrpcServer, run
+from pointsman.serving import GrpcServer, StartupError, run
 from pointsman.settings import is_loopback, settings_options
 from pointsman.v1 import trigger_pb2, trigger_pb2_grpc
 from pointsman.web import HttpServer
 
 P = ParamSpec("P")
+# For a control plane that takes its time.
+LAST_REPORT_SECONDS = 3.0
 
 log = structlog.get_logger()
 
@@ -46,9 +54,12 @@ async def serve(settings: Settings, stop: asyncio.Event, *, is_worker: bool = Fa
     async with contextlib.AsyncExitStack() as closing:
         disk = _open_disk(settings, closing)
         holder = Holder(_utc_now)
-        compiler = Compiler(Secrets(settings.secrets_dir))
+        secrets = Secrets(settings.secrets_dir)
+        compiler = Compiler(secrets)
         closing.callback(compiler.close)
-        clients = Clients.open(_host_policy(settings))
+        # Who can reach this machine's own addresses anyway may do so through a release; who comes from elsewhere may not.
+        private = is_loopback(settings.listen) and is_loopback(settings.http)
+        clients = Clients.open(HostPolicy(settings.allow_host, loopback=private))
         closing.push_async_callback(clients.aclose)
         me = Me(
             gateway_id=settings.gateway_id,
@@ -56,8 +67,10 @@ async def serve(settings: Settings, stop: asyncio.Event, *, is_worker: bool = Fa
             version=pointsman.__version__,
             apps=settings.app,
             environments=settings.environment,
+            token=settings.token,
         )
-        grpc_server = GrpcServer(reuse_port=is_worker)
+        access = Access(holder, open_without_tokens=settings.insecure or private)
+        grpc_server = GrpcServer(reuse_port=is_worker, authorise=access.authorise)
         heard_file = HeardFile(settings.state_dir) if settings.state_dir is not None else None
         staleness = Staleness(holder)
         readiness = _Readiness(staleness, grpc_server)
@@ -66,8 +79,13 @@ async def serve(settings: Settings, stop: asyncio.Event, *, is_worker: bool = Fa
         heard = _each(staleness.heard, heard_file.heard if heard_file else None)
         sync = Sync(holder, me, settings.control_planes(), compiler, blobs=disk, on_flip=flipped, on_heard=heard)
         status = Status(holder, staleness, sync, me, control_plane=settings.control_plane, default_environment=settings.default_environment)
-        gateway = Gateway(holder, staleness, clients, settings.gateway_id, settings.default_environment, settings.control_plane)
-        trigger_pb2_grpc.add_TriggerServiceServicer_to_server(TriggerServicer(gateway), grpc_server.services)
+        spool = _open_spool(settings)
+        metrics = Metrics(os.environ.get(WORKER_VARIABLE, ""))
+        recorder = Recorder(spool, settings.gateway_id, Capture(settings.capture), secrets.redact, metrics.observe)
+        here = Here(gateway_id=settings.gateway_id, default_environment=settings.default_environment, control_plane=settings.control_plane)
+        gateway = Gateway(holder, staleness, clients, here, on_end=recorder.add)
+        metrics.watch(gateway, holder, sync, staleness, spool)
+        trigger_pb2_grpc.add_TriggerServiceServicer_to_server(TriggerServicer(gateway, access), grpc_server.services)
         siblings = watch_parent(stop, sync.outage.simulate) if is_worker else None
         statuses = GatewayStatusServicer(status, _each(sync.outage.simulate, siblings), settings.gateway_id)
         trigger_pb2_grpc.add_GatewayStatusServiceServicer_to_server(statuses, grpc_server.services)
@@ -81,10 +99,12 @@ async def serve(settings: Settings, stop: asyncio.Event, *, is_worker: bool = Fa
         services = [service.full_name for service in trigger_pb2.DESCRIPTOR.services_by_name.values()]
         await grpc_server.start(settings.listen, services, serving=staleness.ready)
         closing.push_async_callback(grpc_server.stop, 0)
-        http_server = HttpServer(HttpApp(gateway, status), reuse_port=is_worker)
+        http_server = HttpServer(HttpApp(gateway, access, status, metrics), reuse_port=is_worker)
         await http_server.start(settings.http)
         closing.push_async_callback(http_server.stop, 0)
         _beside(closing, "sync", sync.run)
+        _beside(closing, "recorder", recorder.run)
+        _beside(closing, "reporter", Reporter(spool, sync, me).run)
         if disk is not None:
             _beside(closing, "warm", partial(disk.warm, holder, compiler))
 
@@ -95,11 +115,26 @@ async def serve(settings: Settings, stop: asyncio.Event, *, is_worker: bool = Fa
         await asyncio.sleep(settings.drain_delay_seconds)
         log.info("stopping", running=gateway.in_flight, at_most_seconds=settings.drain_seconds)
         await asyncio.gather(grpc_server.stop(settings.drain_seconds), http_server.stop(settings.drain_seconds))
+        await _last_report(recorder, spool, sync)
 
 
-def _host_policy(settings: Settings) -> HostPolicy:
-    """Who can reach this machine's own addresses anyway may do so through a release; who comes from elsewhere may not."""
-    return HostPolicy(settings.allow_host, loopback=is_loopback(settings.listen) and is_loopback(settings.http))
+async def _last_report(recorder: Recorder, spool: Spool, sync: Sync) -> None:
+    """What ran is on record before the end, if the control plane is there; else it stays on disk for the next start."""
+    await recorder.flush()
+    if sync.connected:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_REPORT_SECONDS):
+                await spool.drained()
+    if spool.depth:
+        log.warning("executions were not delivered", count=spool.depth, kept=spool.is_kept)
+
+
+def _open_spool(settings: Settings) -> Spool:
+    folder = None if settings.state_dir is None else settings.state_dir / "executions"
+    try:
+        return Spool(folder, settings.spool_mib * MIB)
+    except OSError as error:
+        raise StartupError(f"cannot use {folder}: {error.strerror}") from None
 
 
 def _open_disk(settings: Settings, closing: contextlib.AsyncExitStack) -> Disk | None:

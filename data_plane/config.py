@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from data_plane.executions import Capture
 from data_plane.hosts import HostPolicy
 from pointsman.rules import PATTERNS
 from pointsman.settings import Address, setting
@@ -89,6 +90,16 @@ class Settings:
         (),
         "A host that tools and models may be on: name, *.suffix, address, network, * (public addresses); may be repeated; absent: *.",
         kind=AllowedHost(),
+    )
+    capture: str = setting(
+        "errors", "Of which executions inputs and outputs are put on record.", kind=click.Choice([choice.value for choice in Capture])
+    )
+    spool_mib: int = setting(
+        256, "How much of the record may wait for the control plane, in MiB; without --state-dir at most 16.", kind=click.IntRange(1, 65536)
+    )
+    token: str = setting("", "Token of the role GATEWAY to show to the control plane; better as a variable than as a flag.", secret=True)
+    insecure: bool = setting(
+        default=False, description="Let everybody in from other machines too, as long as there are no tokens; for trying things out."
     )
     drain_delay_seconds: float = setting(
         0.0, "How long to go on serving after SIGTERM, unready, so that load balancers notice.", kind=click.FloatRange(0, 3600)

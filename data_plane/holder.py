@@ -6,14 +6,14 @@ A flip needs no waiting: everything that it needs has been compiled before (load
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 import structlog
 
 from data_plane.loaded import LoadedRelease
-from data_plane.table import Active, Bound, Key, Policy, Rejected, Table
+from data_plane.table import Active, Bound, Key, Policy, Rejected, Table, Verifier
 from pointsman.errors import Behind
 
 # What was served before stays compiled, so that a rollback is a message, not a transfer.
@@ -71,6 +71,11 @@ class Holder:
         self._set(_changed(self.table, change, self.held, self._clock()))
         self._flipped.set()
         self._flipped = asyncio.Event()
+
+    def take_tokens(self, verifiers: Iterable[Verifier], *, complete: bool) -> None:
+        """Judges callers by these too from now on; `complete`: by no others."""
+        known = {} if complete else self.table.tokens
+        self.table = replace(self.table, tokens={**known, **{verifier.token_id: verifier for verifier in verifiers}})
 
     def restore(self, table: Table) -> None:
         """Starts from a table that was kept on disk."""
@@ -130,7 +135,8 @@ def _changed(table: Table, change: Change, held: Mapping[str, LoadedRelease], no
             rejected.pop(key, None)
             _activate(Active(bound=bound, loaded=held[bound.digest], load_time=now), active, standby)
     _limit_bytes(standby, active)
-    return Table(
+    return replace(
+        table,
         revision=max(table.revision, change.revision),
         store_id=change.store_id,
         synced=True,

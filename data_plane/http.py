@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from functools import partial
 from typing import Any, Self
 from urllib.parse import parse_qs
 
@@ -12,11 +13,16 @@ import msgspec
 import structlog
 from google.protobuf import json_format
 
-from data_plane.gateway import Answer, Gateway
+from data_plane.access import Access, only_app
+from data_plane.gateway import Gateway
 from data_plane.lookup import Asked
+from data_plane.metrics import Metrics
+from data_plane.openapi import TRIGGER_PREFIX, Covers, describe, list_endpoints
+from data_plane.record import Answer
 from data_plane.sse import write_events
 from data_plane.status import Status
 from data_plane.streaming import told
+from data_plane.tracing import trace_id_of
 from pointsman.errors import (
     Behind,
     EndpointNotFound,
@@ -27,13 +33,14 @@ from pointsman.errors import (
     PointsmanError,
     ShuttingDown,
     TooLarge,
+    Unauthenticated,
     Violation,
 )
+from pointsman.metrics import CONTENT_TYPE
 from pointsman.values import decode_json
 from pointsman.web import error_body, error_headers
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
-TRIGGER_PREFIX = "/v1/trigger/"
 JSON_HEADERS = [(b"content-type", b"application/json")]
 # A trigger that takes longer than this is watched for a caller who hangs up; a quicker one is over before it would matter.
 WATCH_AFTER_SECONDS = 0.05
@@ -45,7 +52,13 @@ ERROR_HEADERS = {
     b"x-release-digest": "digest",
     b"x-revision": "revision",
     b"x-stale": "stale_seconds",
+    b"x-replayed": "replayed",
+    b"ratelimit-limit": "burst",
+    b"ratelimit-remaining": "remaining",
+    b"ratelimit-reset": "reset",
 }
+
+OF_WHAT_RAN = frozenset({"app", "environment", "release", "digest", "revision"})
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -63,13 +76,18 @@ class _HungUpError(Exception):
 class HttpApp:
     """The ASGI app of a gateway."""
 
-    def __init__(self, gateway: Gateway, status: Status) -> None:
+    def __init__(self, gateway: Gateway, access: Access, status: Status, metrics: Metrics) -> None:
         self._gateway = gateway
+        self._access = access
         self._status = status
-        self._pages: dict[str, Callable[[], tuple[int, Headers, bytes]]] = {
-            "/livez": lambda: (200, [(b"content-type", b"text/plain")], b"alive\n"),
+        self._metrics = metrics
+        self._pages: dict[str, Callable[[Scope], tuple[int, Headers, bytes]]] = {
+            "/livez": lambda _: (200, [(b"content-type", b"text/plain")], b"alive\n"),
             "/readyz": self._readyz,
             "/v1/status": self._describe,
+            "/v1/endpoints": self._endpoints,
+            "/v1/openapi.json": self._openapi,
+            "/metrics": self._show_metrics,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,14 +96,14 @@ class HttpApp:
         path: str = scope["path"]
         try:
             if path.startswith(TRIGGER_PREFIX):
-                asked, streamed = await _asked(path[len(TRIGGER_PREFIX) :], scope, receive)
+                asked, streamed = await self._asked(path[len(TRIGGER_PREFIX) :], scope, receive)
                 if streamed:
                     await self._stream(asked, receive, send)
                     return
                 answer = await self._trigger(asked, receive)
-                status, headers, body = 200, self._headers(answer), _encode(answer.output)
+                status, headers, body = 200, [*self._headers(answer), *_left(asked)], _encode(answer.output)
             else:
-                status, headers, body = self._page(path, scope["method"])
+                status, headers, body = self._page(path, scope)
         except _HungUpError:
             return
         except PointsmanError as error:
@@ -98,6 +116,36 @@ class HttpApp:
         headers.append((b"content-length", str(len(body)).encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+    async def _asked(self, endpoint: str, scope: Scope, receive: Receive) -> tuple[Asked, bool]:
+        """What is asked for, and whether it shall be told as it goes.
+
+        Raises:
+            PointsmanError: Unauthenticated, PermissionDenied, RateLimited before the body is read; InvalidInput, InvalidField, TooLarge.
+        """
+        headers = _Headers(scope["headers"])
+        method: str = scope["method"]
+        caller = self._access.caller(headers.text("authorization"))
+        app, environment = headers.text("x-app") or only_app(caller), headers.text("x-environment")
+        asked = partial(
+            Asked,
+            endpoint=endpoint,
+            method=method,
+            app=app,
+            environment=environment,
+            release=headers.text("x-release"),
+            idempotency_key=headers.text("idempotency-key"),
+            trace_id=trace_id_of(headers.text("traceparent")),
+            token_id=caller.token_id if caller is not None else "",
+        )
+        try:
+            allowance = self._access.admit(caller, app, environment or self._gateway.here.default_environment, endpoint)
+            min_revision = headers.integer("x-min-revision")
+            given = _query(scope["query_string"]) if method == "GET" else _body(await _read(receive, headers))
+        except PointsmanError as error:
+            self._gateway.refuse(asked(input=None), error)
+            raise
+        return asked(input=given, min_revision=min_revision, allowance=allowance), "text/event-stream" in headers.text("accept")
 
     async def _trigger(self, asked: Asked, receive: Receive) -> Answer:
         with _Watch(receive) as watch:
@@ -122,7 +170,7 @@ class HttpApp:
     def _headers(self, answer: Answer) -> Headers:
         bound = answer.active.bound
         stale = [] if answer.stale_seconds is None else [(b"x-stale", b"%d" % answer.stale_seconds)]
-        return [
+        headers = [
             (b"content-type", b"application/json"),
             (b"x-execution-id", answer.execution_id.encode()),
             (b"x-app", bound.app.encode()),
@@ -133,6 +181,9 @@ class HttpApp:
             (b"x-gateway", self._gateway.gateway_id.encode()),
             *stale,
         ]
+        if answer.replayed:
+            headers.append((b"x-replayed", b"true"))
+        return headers
 
     def _about(self, error: PointsmanError) -> Headers:
         """What is known of a trigger that was refused or failed. What did not run is not named as if it had."""
@@ -140,14 +191,16 @@ class HttpApp:
         ran = "digest" in error.metadata
         for header, key in ERROR_HEADERS.items():
             value = error.metadata.get(key, "")
-            if value.isascii() and value.isprintable() and value and (ran or key == "execution_id"):
+            if value.isascii() and value.isprintable() and value and (ran or key not in OF_WHAT_RAN):
                 headers.append((header, value.encode()))
+        if isinstance(error, Unauthenticated):
+            headers.append((b"www-authenticate", b"Bearer"))
         if isinstance(error, EndpointNotFound) and "method" in error.metadata:
             headers.append((b"allow", error.metadata["method"].encode()))
         return headers
 
-    def _page(self, path: str, method: str) -> tuple[int, Headers, bytes]:
-        page = self._pages.get(path)
+    def _page(self, path: str, scope: Scope) -> tuple[int, Headers, bytes]:
+        page, method = self._pages.get(path), scope["method"]
         if page is None or method not in ("GET", "HEAD"):
             takes = f"{path} takes GET, not {method}." if page else f"There is no {path!r} here."
             more: dict[str, Any] = {"method": "GET"} if page else {}
@@ -156,9 +209,9 @@ class HttpApp:
                 endpoint=path,
                 **more,
             )
-        return page()
+        return page(scope)
 
-    def _readyz(self) -> tuple[int, Headers, bytes]:
+    def _readyz(self, _scope: Scope) -> tuple[int, Headers, bytes]:
         gateway_id = self._gateway.gateway_id
         if self._gateway.unready:
             raise ShuttingDown(f"Gateway {gateway_id!r} is shutting down; another will answer.", gateway_id=gateway_id)
@@ -174,11 +227,45 @@ class HttpApp:
             raise NotSynced(f"Gateway {gateway_id!r} is not ready: it does not hold what it shall serve yet.", gateway_id=gateway_id)
         return 200, [(b"content-type", b"text/plain")], b"ready\n"
 
-    def _describe(self) -> tuple[int, Headers, bytes]:
+    def _endpoints(self, scope: Scope) -> tuple[int, Headers, bytes]:
+        app, environment, covers = self._place(scope)
+        return 200, list(JSON_HEADERS), _encode(list_endpoints(self._gateway.table, app, environment, covers))
+
+    def _openapi(self, scope: Scope) -> tuple[int, Headers, bytes]:
+        app, environment, covers = self._place(scope)
+        return 200, list(JSON_HEADERS), _encode(describe(self._gateway.table, self._gateway.here, app, environment, covers))
+
+    def _place(self, scope: Scope) -> tuple[str, str, Covers]:
+        """App and environment, as in a trigger's headers or in the query, empty where not named; and what the caller may trigger."""
+        headers, query = _Headers(scope["headers"]), _query(scope["query_string"])
+        caller = self._access.caller(headers.text("authorization"))
+        self._access.admit_to_endpoints(caller)
+        app = str(query.get("app") or headers.text("x-app") or only_app(caller))
+        covers = caller.covers if caller is not None else lambda _app, _environment, _path: True
+        return app, str(query.get("environment") or headers.text("x-environment")), covers
+
+    def _admit_look(self, scope: Scope) -> None:
+        self._access.admit_look(self._access.caller(_Headers(scope["headers"]).text("authorization")))
+
+    def _show_metrics(self, scope: Scope) -> tuple[int, Headers, bytes]:
+        self._admit_look(scope)
+        return 200, [(b"content-type", CONTENT_TYPE.encode())], self._metrics.page()
+
+    def _describe(self, scope: Scope) -> tuple[int, Headers, bytes]:
+        self._admit_look(scope)
         message = json_format.MessageToDict(
             self._status.describe(), preserving_proto_field_name=True, always_print_fields_with_no_presence=True
         )
         return 200, list(JSON_HEADERS), _encode(message)
+
+
+def _left(asked: Asked) -> Headers:
+    """What is left of the token's rate limit, if it has one."""
+    left = asked.allowance
+    if left is None:
+        return []
+    told = {"limit": left.limit, "remaining": left.remaining, "reset": left.reset_seconds}
+    return [(f"ratelimit-{name}".encode(), str(value).encode()) for name, value in told.items()]
 
 
 class _Watch:
@@ -209,7 +296,7 @@ class _Watch:
         running.cancel()
 
 
-_OTHER_HEADERS = frozenset({b"content-length", b"accept"})
+_OTHER_HEADERS = frozenset({b"content-length", b"accept", b"traceparent", b"idempotency-key", b"authorization"})
 
 
 class _Headers:
@@ -229,23 +316,6 @@ class _Headers:
         if not text.isdecimal() or len(text) > 18:
             raise InvalidField([Violation(name.title(), f"{text[:40]!r} is not a revision, such as 57")])
         return int(text)
-
-
-async def _asked(endpoint: str, scope: Scope, receive: Receive) -> tuple[Asked, bool]:
-    """What is asked for, and whether it shall be told as it goes. Raises InvalidInput, InvalidField, TooLarge."""
-    headers = _Headers(scope["headers"])
-    method: str = scope["method"]
-    given = _query(scope["query_string"]) if method == "GET" else _body(await _read(receive, headers))
-    asked = Asked(
-        endpoint=endpoint,
-        input=given,
-        method=method,
-        app=headers.text("x-app"),
-        environment=headers.text("x-environment"),
-        release=headers.text("x-release"),
-        min_revision=headers.integer("x-min-revision"),
-    )
-    return asked, "text/event-stream" in headers.text("accept")
 
 
 async def _read(receive: Receive, headers: _Headers) -> bytes:

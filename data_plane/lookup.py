@@ -27,6 +27,15 @@ _ID = "^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$"
 _TAG = "^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$"
 
 
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What is left of a token's rate limit: of so many at once, and in how many seconds all of them are there again."""
+
+    limit: int
+    remaining: int
+    reset_seconds: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
     """A trigger as it came through a door. Empty `app`, `environment`, `release`: not named; `method` is None through gRPC."""
@@ -39,6 +48,13 @@ class Asked:
     min_revision: int = 0
     method: str | None = None
     seconds_left: float | None = None
+    idempotency_key: str = ""
+    token_id: str = ""
+    """Of the token that the caller showed."""
+    allowance: Allowance | None = None
+    """What is left of the token's rate limit."""
+    trace_id: str = ""
+    """Of the caller's W3C trace, 32 hex digits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

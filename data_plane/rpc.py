@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import grpc.aio
 from google.protobuf import json_format
 
+from data_plane.access import CALLER, Access, only_app
 from data_plane.gateway import Gateway
 from data_plane.http import MAX_BODY_BYTES
 from data_plane.lookup import Asked
+from data_plane.record import Answer
 from data_plane.status import Status
 from data_plane.streaming import told
-from pointsman.errors import InvalidInput, TooLarge, Violation
+from data_plane.tracing import trace_id_of
+from pointsman.errors import InvalidInput, PointsmanError, TooLarge, Violation
 from pointsman.v1 import trigger_pb2 as pb
 from pointsman.v1 import trigger_pb2_grpc
 from pointsman.values import from_struct, refusal, to_value
@@ -24,13 +28,15 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class TriggerServicer(trigger_pb2_grpc.TriggerServiceServicer):
     """Converts between messages and Gateway.trigger."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, access: Access) -> None:
         self._gateway = gateway
+        self._access = access
 
     async def Trigger(self, request: pb.TriggerRequest, context: Context) -> pb.TriggerResponse:
         """See trigger.proto."""
-        answer = await self._gateway.trigger(_asked(request, context))
-        await _flag(answer.stale_seconds, context)
+        answer = await self._gateway.trigger(self._asked(request, context))
+        if answer.replayed or answer.stale_seconds is not None:
+            await context.send_initial_metadata(_said_of(answer))
         bound = answer.active.bound
         return pb.TriggerResponse(
             execution_id=answer.execution_id,
@@ -45,37 +51,54 @@ class TriggerServicer(trigger_pb2_grpc.TriggerServiceServicer):
 
     async def TriggerStream(self, request: pb.TriggerStreamRequest, context: Context) -> AsyncIterator[pb.TriggerStreamResponse]:
         """See trigger.proto."""
-        async with told(self._gateway, _asked(request, context)) as events:
+        async with told(self._gateway, self._asked(request, context)) as events:
             sequence = 0
             async for event in events:
                 sequence += 1
-                if sequence == 1:
-                    await _flag(event.stale_seconds, context)
+                if sequence == 1 and event.stale_seconds is not None:
+                    await context.send_initial_metadata((("x-stale", str(event.stale_seconds)),))
                 yield json_format.ParseDict({"sequence": sequence, event.name: event.data}, pb.TriggerStreamResponse())
 
+    def _asked(self, request: pb.TriggerRequest | pb.TriggerStreamRequest, context: Context) -> Asked:
+        """What is asked for. Raises PermissionDenied, RateLimited, TooLarge, InvalidInput."""
+        metadata = {str(key): str(value) for key, value in context.invocation_metadata() or ()}
+        caller = CALLER.get()
+        app = request.app or only_app(caller)
+        asked = partial(
+            Asked,
+            app=app,
+            environment=request.environment,
+            endpoint=request.endpoint,
+            release=request.release,
+            min_revision=request.min_revision,
+            seconds_left=context.time_remaining(),
+            idempotency_key=metadata.get("idempotency-key", ""),
+            trace_id=trace_id_of(metadata.get("traceparent", "")),
+            token_id=caller.token_id if caller is not None else "",
+        )
+        try:
+            self._access.admit(caller, app, request.environment or self._gateway.here.default_environment, request.endpoint)
+            return asked(input=_input(request))
+        except PointsmanError as error:
+            self._gateway.refuse(asked(input=None), error)
+            raise
 
-async def _flag(stale_seconds: int | None, context: Context) -> None:
-    if stale_seconds is not None:
-        await context.send_initial_metadata((("x-stale", str(stale_seconds)),))
+
+def _said_of(answer: Answer) -> tuple[tuple[str, str], ...]:
+    """What HTTP says in headers, where there is something to say."""
+    replayed = (("x-replayed", "true"),) if answer.replayed else ()
+    stale = (("x-stale", str(answer.stale_seconds)),) if answer.stale_seconds is not None else ()
+    return (*replayed, *stale)
 
 
-def _asked(request: pb.TriggerRequest | pb.TriggerStreamRequest, context: Context) -> Asked:
-    """What is asked for. Raises TooLarge, InvalidInput."""
+def _input(request: pb.TriggerRequest | pb.TriggerStreamRequest) -> dict[str, Any]:
     size = request.ByteSize()
     if size > MAX_BODY_BYTES:
         raise TooLarge("The request", limit=MAX_BODY_BYTES, given=size)
     given = from_struct(request.input)
     if refused := refusal(given):
         raise InvalidInput([Violation("", f"the input {refused}")])
-    return Asked(
-        app=request.app,
-        environment=request.environment,
-        endpoint=request.endpoint,
-        input=given,
-        release=request.release,
-        min_revision=request.min_revision,
-        seconds_left=context.time_remaining(),
-    )
+    return given
 
 
 class GatewayStatusServicer(trigger_pb2_grpc.GatewayStatusServiceServicer):

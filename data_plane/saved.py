@@ -13,7 +13,7 @@ from datetime import datetime
 import msgspec
 
 from data_plane.loaded import LoadedRelease
-from data_plane.table import Active, Bound, Key, Policy, Rejected, StaleAction, Table
+from data_plane.table import Active, Bound, Key, Policy, Rejected, StaleAction, Table, Verifier
 
 FORMAT = 1
 
@@ -57,7 +57,7 @@ class SavedPolicy(msgspec.Struct, frozen=True):
 
 
 class SavedTable(msgspec.Struct, frozen=True):
-    """A table, and which part of all bindings the gateway had asked for (empty: all). Older ones have no policies."""
+    """A table, and which part of all bindings the gateway had asked for (empty: all). Older ones have no policies and no tokens."""
 
     revision: int
     store_id: str
@@ -65,6 +65,7 @@ class SavedTable(msgspec.Struct, frozen=True):
     environments: tuple[str, ...]
     bindings: tuple[SavedBinding, ...]
     policies: tuple[SavedPolicy, ...] = ()
+    tokens: tuple[Verifier, ...] = ()
     format: int = FORMAT
 
     def digests(self) -> set[str]:
@@ -77,14 +78,14 @@ class SavedTable(msgspec.Struct, frozen=True):
             return self
         wanted = [b for b in self.bindings if (not apps or b.app in apps) and (not environments or b.environment in environments)]
         policies = tuple(policy for policy in self.policies if not environments or policy.environment in environments)
-        return SavedTable(0, self.store_id, apps, environments, tuple(wanted), policies)
+        return SavedTable(0, self.store_id, apps, environments, tuple(wanted), policies, self.tokens)
 
 
 def to_save(table: Table, apps: tuple[str, ...], environments: tuple[str, ...]) -> SavedTable:
     """What is written of a table."""
     bindings = [_saved(key, table) for key in {**table.active, **table.rejected}]
     policies = [SavedPolicy(p.environment, p.max_staleness_seconds, p.action) for p in table.policies.values()]
-    return SavedTable(table.revision, table.store_id, apps, environments, tuple(bindings), tuple(policies))
+    return SavedTable(table.revision, table.store_id, apps, environments, tuple(bindings), tuple(policies), tuple(table.tokens.values()))
 
 
 def encode(saved: SavedTable) -> bytes:
@@ -130,7 +131,15 @@ def restored(saved: SavedTable, loaded: Mapping[str, LoadedRelease], problems: M
             reason = f"release {binding.told.release} of {binding.app} in {binding.environment}: {problems[binding.told.digest]}"
             rejected[key] = Rejected(bound=binding.bound(binding.told), reason=reason)
     policies = {p.environment: Policy(p.environment, p.max_staleness_seconds, p.action) for p in saved.policies}
-    return Table(revision=saved.revision, store_id=saved.store_id, synced=True, active=active, rejected=rejected, policies=policies)
+    return Table(
+        revision=saved.revision,
+        store_id=saved.store_id,
+        synced=True,
+        active=active,
+        rejected=rejected,
+        policies=policies,
+        tokens={verifier.token_id: verifier for verifier in saved.tokens},
+    )
 
 
 def _saved(key: Key, table: Table) -> SavedBinding:

@@ -67,6 +67,8 @@ class Sync:
         self._control_planes = control_planes
         self._on_flip = on_flip
         self._on_heard = on_heard
+        self._channel: grpc.aio.Channel | None = None
+        self._welcomed = asyncio.Event()
 
     async def run(self) -> None:
         """Runs until cancelled."""
@@ -91,16 +93,25 @@ class Sync:
                 log.exception("the conversation with the control plane failed", control_plane=str(address))
             finally:
                 self.connected = False
+                self._welcomed.clear()
             failures = 0 if seconds is not None or time.monotonic() - began > MAX_BACKOFF_SECONDS else failures + 1
             await self.pause(backoff_seconds(failures, len(self._control_planes), self.jitter) if seconds is None else seconds)
 
     async def _converse(self, address: Address) -> None:
         async with self.outage.cuts(), grpc.aio.insecure_channel(str(address), options=CHANNEL_OPTIONS) as channel:
+            self._channel = channel
             await Stream(self, self._holder, self._me, channel).run()
+
+    async def channel(self) -> grpc.aio.Channel:
+        """That of the stream, once one is open."""
+        await self._welcomed.wait()
+        assert self._channel is not None, "a stream that was welcomed has a channel"
+        return self._channel
 
     def welcomed(self) -> None:
         """A stream is open."""
         self.connected = True
+        self._welcomed.set()
         self.problem = ""
         log.info("connected to the control plane", revision=self._holder.table.revision)
 

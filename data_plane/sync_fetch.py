@@ -33,10 +33,12 @@ class Fetcher:
     def __init__(
         self,
         stub: gateways_pb2_grpc.GatewayServiceAsyncStub,
+        metadata: tuple[tuple[str, str], ...],
         jitter: Callable[[float, float], float],
         pause: Callable[[float], Awaitable[None]],
     ) -> None:
         self._stub = stub
+        self._metadata = metadata
         self._jitter = jitter
         self._pause = pause
 
@@ -66,7 +68,8 @@ class Fetcher:
 
     async def _fetch(self, digest: str) -> bytes:
         data, size = bytearray(), 0
-        async for chunk in self._stub.FetchSnapshot(pb.FetchSnapshotRequest(digest=digest), timeout=FETCH_SECONDS):
+        request = pb.FetchSnapshotRequest(digest=digest)
+        async for chunk in self._stub.FetchSnapshot(request, timeout=FETCH_SECONDS, metadata=self._metadata):
             size = size or chunk.size_bytes
             data += chunk.data
             if len(data) > min(size, MAX_SNAPSHOT_BYTES):

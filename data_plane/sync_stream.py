@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import grpc
@@ -21,9 +21,10 @@ from data_plane.holder import Change, Holder
 from data_plane.loaded import ReleaseUnusableError
 from data_plane.loading import Blobs, Compiler, Loader
 from data_plane.sync_fetch import Fetcher
-from data_plane.table import Bound, Key, Policy, Rejected, StaleAction
-from pointsman.v1 import deployments_pb2, environments_pb2, gateways_pb2_grpc
+from data_plane.sync_messages import from_rejected, to_bound, to_policy, to_verifier
+from data_plane.table import Bound, Key, Policy, Rejected
 from pointsman.v1 import gateways_pb2 as pb
+from pointsman.v1 import gateways_pb2_grpc
 
 WELCOME_SECONDS = 10.0
 HEARTBEAT_SECONDS = (0.05, 60.0)
@@ -33,7 +34,6 @@ SILENT_HEARTBEATS = 3
 PATIENCE_SECONDS = 10.0
 # Much longer than any control plane waits for the answer.
 PREPARE_SECONDS = 60.0
-_ACTIONS = {environments_pb2.Environment.StaleAction.Value(action.value): action for action in StaleAction}
 
 log = structlog.get_logger()
 
@@ -47,6 +47,12 @@ class Me:
     version: str
     apps: tuple[str, ...] = ()
     environments: tuple[str, ...] = ()
+    token: str = field(default="", repr=False)
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What is shown to the control plane with each call."""
+        return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
 
 class SilentError(Exception):
@@ -90,9 +96,9 @@ class Stream:
         self._link = link
         self._holder = holder
         self._me = me
-        self._stub = gateways_pb2_grpc.GatewayServiceStub(channel)
-        self._call = self._stub.Sync()
-        self._loader = Loader(holder, link.compiler, Fetcher(self._stub, link.jitter, link.pause), link.blobs)
+        stub = gateways_pb2_grpc.GatewayServiceStub(channel)
+        self._call = stub.Sync(metadata=me.metadata)
+        self._loader = Loader(holder, link.compiler, Fetcher(stub, me.metadata, link.jitter, link.pause), link.blobs)
         self._outgoing: asyncio.Queue[pb.SyncRequest] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._defect: BaseException | None = None
@@ -219,7 +225,7 @@ class Stream:
         finally:
             self._preparing.subtract(digests)
         causes = {digest: cause for digest, cause in zip(digests, found, strict=True) if cause}
-        rejections = [_rejection(Rejected(bound=bound, reason=causes[bound.digest])) for bound in wanted if bound.digest in causes]
+        rejections = [from_rejected(Rejected(bound=bound, reason=causes[bound.digest])) for bound in wanted if bound.digest in causes]
         self._say_held()
         self._say(pb.SyncRequest(prepared=pb.SyncRequest.Prepared(prepare_id=prepare.prepare_id, rejections=rejections)))
 
@@ -233,13 +239,17 @@ class Stream:
     def _update(self, update: pb.SyncResponse.Update) -> None:
         if not self._store_id:
             raise OtherStoreError("it sent an Update and no Welcome")
+        if update.tokens or (update.synced and self._complete):
+            # At once, whatever else the Update waits for: who was shut out shall not be let in for the sake of some bytes.
+            self._holder.take_tokens(map(to_verifier, update.tokens), complete=update.synced and self._complete)
+            self._link.flipped()
         news = update.bindings or update.staleness_policies or update.synced or update.revision > self._holder.table.revision
         if not news and self._pending_revision is None:
             return
         for binding in update.bindings:
-            bound = _bound(binding)
+            bound = to_bound(binding)
             self._pending[bound.key] = bound
-        self._pending_policies |= {policy.environment: _policy(policy) for policy in update.staleness_policies}
+        self._pending_policies |= {policy.environment: to_policy(policy) for policy in update.staleness_policies}
         self._pending_revision = max(update.revision, self._pending_revision or 0)
         self._flip_or_load()
 
@@ -304,7 +314,7 @@ class Stream:
         self._pending_policies = {}
         self._pending, self._pending_revision, self._unusable, self._complete = {}, None, {}, False
         self._say_held()
-        rejections = map(_rejection, self._holder.table.rejected.values())
+        rejections = map(from_rejected, self._holder.table.rejected.values())
         self._say(pb.SyncRequest(applied=pb.SyncRequest.Applied(revision=revision, rejections=rejections)))
         self._link.flipped()
 
@@ -338,20 +348,3 @@ class Stream:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._defect = error
             self._call.cancel()
-
-
-def _bound(binding: deployments_pb2.Binding) -> Bound:
-    return Bound(
-        app=binding.app, environment=binding.environment, release=binding.release, digest=binding.digest, revision=binding.revision
-    )
-
-
-def _policy(policy: environments_pb2.StalenessPolicy) -> Policy | None:
-    """None when there is no limit. An action that is not known here, of a newer control plane, is to serve on."""
-    seconds = policy.max_staleness.ToTimedelta().total_seconds()
-    return Policy(policy.environment, seconds, _ACTIONS.get(policy.stale_action, StaleAction.SERVE)) if seconds > 0 else None
-
-
-def _rejection(rejected: Rejected) -> pb.SyncRequest.Rejection:
-    bound = rejected.bound
-    return pb.SyncRequest.Rejection(app=bound.app, environment=bound.environment, digest=bound.digest, reason=rejected.reason)

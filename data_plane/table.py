@@ -64,6 +64,51 @@ class Policy:
     action: StaleAction
 
 
+class Role(enum.Enum):
+    """What a token allows; those of tokens.proto. NONE is one that is not known here, of a newer control plane."""
+
+    NONE = "NONE"
+    VIEWER = "VIEWER"
+    DEVELOPER = "DEVELOPER"
+    DEPLOYER = "DEPLOYER"
+    TRIGGER = "TRIGGER"
+    GATEWAY = "GATEWAY"
+    ADMIN = "ADMIN"
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """Triggers on average, and at once (at least 1)."""
+
+    requests_per_second: float
+    burst: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verifier:
+    """What is known of a token. One that was revoked has no secret_hash and stays: that there were tokens closes the doors for good.
+
+    Empty `apps`, `environments`, `endpoints`: all. `expire_time` is a time.time().
+    """
+
+    token_id: str
+    secret_hash: bytes
+    role: Role
+    apps: frozenset[str] = frozenset()
+    environments: frozenset[str] = frozenset()
+    endpoints: frozenset[str] = frozenset()
+    rate_limit: RateLimit | None = None
+    expire_time: float | None = None
+
+    def covers(self, app: str, environment: str, endpoint: str) -> bool:
+        """Whether its limits leave this one in."""
+        return (
+            (not self.apps or app in self.apps)
+            and (not self.environments or environment in self.environments)
+            and (not self.endpoints or endpoint in self.endpoints)
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
     """Everything at one revision. `synced` is False until a control plane, or a copy from disk, has said what is bound."""
@@ -78,6 +123,9 @@ class Table:
 
     policies: Mapping[str, Policy] = field(default_factory=dict)
     """By environment."""
+
+    tokens: Mapping[str, Verifier] = field(default_factory=dict)
+    """By token_id."""
 
     @property
     def ready(self) -> bool:

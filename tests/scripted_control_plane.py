@@ -20,7 +20,7 @@ import grpc
 import grpc.aio
 from google.protobuf import json_format
 
-from pointsman.v1 import deployments_pb2, gateways_pb2_grpc
+from pointsman.v1 import deployments_pb2, executions_pb2, gateways_pb2_grpc, tokens_pb2
 from pointsman.v1 import gateways_pb2 as pb
 from pointsman.v1.config_pb2 import AppConfig
 from tests.sample_apps import Config
@@ -72,10 +72,17 @@ class ScriptedStream:
         found.heartbeat_interval.FromTimedelta(timedelta(seconds=heartbeat_seconds))
         self.outgoing.put_nowait(pb.SyncResponse(welcome=found))
 
-    def tell(self, revision: int, *told: Told, synced: bool = False, policies: Policies | None = None) -> None:
+    def tell(
+        self,
+        revision: int,
+        *told: Told,
+        synced: bool = False,
+        policies: Policies | None = None,
+        tokens: Iterable[tokens_pb2.TokenVerifier] = (),
+    ) -> None:
         """An Update; every binding is set at its revision."""
         bindings = [deployments_pb2.Binding(app=a, environment=e, release=r, digest=d, revision=revision) for a, e, r, d in told]
-        update = pb.SyncResponse.Update(revision=revision, bindings=bindings, synced=synced)
+        update = pb.SyncResponse.Update(revision=revision, bindings=bindings, synced=synced, tokens=tokens)
         for environment, (seconds, action) in (policies or {}).items():
             policy = update.staleness_policies.add(environment=environment, stale_action=action)
             if seconds:
@@ -125,6 +132,11 @@ class ScriptedControlPlane(gateways_pb2_grpc.GatewayServiceServicer):
         )
         self.streams: list[ScriptedStream] = []
         self.address = ""
+        self.shown: list[str] = []
+        """The authorization of every call."""
+        self.executions: dict[str, executions_pb2.Execution] = {}
+        self.reports: list[executions_pb2.ReportExecutionsRequest] = []
+        self.faulty_report: Callable[[executions_pb2.ReportExecutionsRequest], Ended | None] = lambda _request: None
         self._new: asyncio.Queue[ScriptedStream] = asyncio.Queue()
 
     def release(self, config: Config) -> str:
@@ -152,6 +164,7 @@ class ScriptedControlPlane(gateways_pb2_grpc.GatewayServiceServicer):
             return await self._new.get()
 
     async def Sync(self, requests: AsyncIterator[pb.SyncRequest], context: Any) -> AsyncIterator[pb.SyncResponse]:
+        self._note(context)
         messages = aiter(requests)
         stream = ScriptedStream((await anext(messages)).hello)
         self.streams.append(stream)
@@ -168,12 +181,28 @@ class ScriptedControlPlane(gateways_pb2_grpc.GatewayServiceServicer):
             reader.cancel()
             stream.over.set()
 
+    def _note(self, context: Any) -> None:
+        self.shown += [value for key, value in context.invocation_metadata() if key == "authorization"]
+
     async def _read(self, messages: AsyncIterator[pb.SyncRequest], stream: ScriptedStream) -> None:
         async for message in messages:
             stream.took(message)
         stream.end()
 
+    async def ReportExecutions(
+        self, request: executions_pb2.ReportExecutionsRequest, context: Any
+    ) -> executions_pb2.ReportExecutionsResponse:
+        self._note(context)
+        fault = self.faulty_report(request)
+        if fault is not None:
+            await context.abort(fault.code, fault.details)
+        self.reports.append(request)
+        known = len(self.executions)
+        self.executions.update({execution.execution_id: execution for execution in request.executions})
+        return executions_pb2.ReportExecutionsResponse(stored=len(self.executions) - known)
+
     async def FetchSnapshot(self, request: pb.FetchSnapshotRequest, context: Any) -> AsyncIterator[pb.FetchSnapshotResponse]:
+        self._note(context)
         self.fetches[request.digest] += 1
         fault = self.faulty_fetch(request.digest, self.fetches[request.digest])
         if isinstance(fault, asyncio.Event):

@@ -41,6 +41,8 @@ def test_json_is_taken_up_to_the_nesting_that_messages_can_hold(value, around):
         (b"[" * 10_000, "nested deeper"),
         (b'{"a":' * 10_000 + b"1" + b"}" * 10_000, "nested deeper"),
         (b'["a\\u0000"]', "NUL"),
+        (b'{"a": [9223372036854775808]}', "more than 64 bits"),
+        (b"[-9223372036854775809]", "more than 64 bits"),
         (b"NaN", "is not JSON"),
         (b'"\xff"', "is not JSON"),
         (b"", "is not JSON"),
@@ -49,6 +51,19 @@ def test_json_is_taken_up_to_the_nesting_that_messages_can_hold(value, around):
 def test_other_text_is_refused_with_the_reason(text, says):
     with pytest.raises(ValueError, match=says):
         decode_json(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (b"[9223372036854775807, -9223372036854775808]", [2**63 - 1, -(2**63)]),
+        (b"[1e30]", [1e30]),
+        (b'["12345678901234567890123"]', ["12345678901234567890123"]),
+        (b"[0.12345678901234567890123]", [0.12345678901234568]),
+    ],
+)
+def test_what_looks_like_a_long_integer_and_is_none_is_taken(text, value):
+    assert decode_json(text) == value
 
 
 @pytest.mark.parametrize(("value", "says"), [({"a": [float("nan")]}, "infinite"), ({"a\0": 1}, "NUL"), ({"a": [1.5, {"b": "c"}]}, "")])

@@ -11,8 +11,10 @@ import contextlib
 import signal
 import socket
 import sys
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import grpc
@@ -43,6 +45,15 @@ KEEPALIVE_TIME_MS = 20_000
 KEEPALIVE_TIMEOUT_MS = 10_000
 # Checking a config of this size takes milliseconds; a larger one would hold up every stream of the process.
 CHECK_ON_THREAD_BYTES = 4096
+
+OK, CANCELLED = "OK", "CANCELLED"
+
+Check = Callable[[Any], None]
+"""Shown each request of a call, decoded. Raises PointsmanError when this caller may not ask for that."""
+Authorise = Callable[[str, Mapping[str, str]], Check | None]
+"""(method, metadata) -> what the requests of the call are shown to, if anything. Raises PointsmanError when the caller may not call."""
+Observe = Callable[[str, str, float], None]
+"""(method, outcome, seconds): the outcome is OK, CANCELLED, or a reason."""
 
 log = structlog.get_logger()
 
@@ -75,85 +86,117 @@ def rich_status(error: PointsmanError) -> Any:
     return rpc_status.to_status(status_pb2.Status(code=code_pb2.Code.Value(error.grpc_code), message=error.message, details=packed))
 
 
-class _Undecodable:
-    """Stands for a request whose bytes are not the message they should be."""
-
-
 class _Registrar:
     """Takes what `add_XServicer_to_server` adds, and wraps each method once with what an interceptor would do for every call.
 
     grpc.aio's interceptors cost as much as a bare call does, and more than twice when they make a new handler each time.
     """
 
-    def __init__(self, server: grpc.aio.Server) -> None:
+    def __init__(self, server: grpc.aio.Server, authorise: Authorise, observe: Observe) -> None:
         self._server = server
+        self._authorise = authorise
+        self._observe = observe
 
     def add_generic_rpc_handlers(self, _handlers: Sequence[Any]) -> None:
         """Nothing: the same methods come by name."""
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
         """Adds a service with its methods wrapped."""
-        wrapped = {name: _wrapped(handler, f"/{service}/{name}") for name, handler in handlers.items()}
+        wrapped = {name: _wrapped(handler, f"/{service}/{name}", self._authorise, self._observe) for name, handler in handlers.items()}
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, wrapped),))
 
 
-def _wrapped(handler: Any, method: str) -> Any:
-    """Checks every request by rules.check_request, and turns every exception, of calls and of streams, into a status.
+def _wrapped(handler: Any, method: str, authorise: Authorise, observe: Observe) -> Any:
+    """Lets callers in, decodes and checks every request, and turns every exception, of calls and of streams, into a status.
 
-    Responses may be messages or bytes that are serialised already, so that one serialisation serves any number of streams.
+    Requests come as bytes, so that who may not call costs no decoding. Responses may be messages or bytes that are serialised already, so
+    that one serialisation serves any number of streams.
     """
+    entry = _Entry(method, authorise, handler.request_deserializer, observe)
     make: Any
     wrapped: Any
     if handler.unary_unary:
-        make, wrapped = grpc.unary_unary_rpc_method_handler, _unary(handler.unary_unary, method)
+        make, wrapped = grpc.unary_unary_rpc_method_handler, _unary(handler.unary_unary, entry)
     elif handler.unary_stream:
-        make, wrapped = grpc.unary_stream_rpc_method_handler, _stream(handler.unary_stream, method)
+        make, wrapped = grpc.unary_stream_rpc_method_handler, _stream(handler.unary_stream, entry)
     elif handler.stream_stream:
-        make, wrapped = grpc.stream_stream_rpc_method_handler, _stream(handler.stream_stream, method)
+        make, wrapped = grpc.stream_stream_rpc_method_handler, _stream(handler.stream_stream, entry)
     else:
-        make, wrapped = grpc.stream_unary_rpc_method_handler, _unary(handler.stream_unary, method)
-    return make(
-        wrapped,
-        request_deserializer=_decoder(handler.request_deserializer),
-        response_serializer=_encoder(handler.response_serializer),
-    )
+        make, wrapped = grpc.stream_unary_rpc_method_handler, _unary(handler.stream_unary, entry)
+    return make(wrapped, response_serializer=_encoder(handler.response_serializer))
 
 
-def _unary(call: Callable[[Any, Any], Awaitable[Any]], method: str) -> Callable[[Any, Any], Awaitable[Any]]:
-    async def wrapped(request: Any, context: Any) -> Any:
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What stands before a method."""
+
+    method: str
+    authorise: Authorise
+    decode: Callable[[bytes], Any]
+    observe: Observe
+
+    def admit(self, context: Any) -> Check | None:
+        """Lets the caller in; what its requests are shown to. Raises PointsmanError."""
+        return self.authorise(self.method, {str(key): str(value) for key, value in context.invocation_metadata() or ()})
+
+    async def taken(self, data: Any, check: Check | None) -> Any:
+        """The request, or the stream of requests, decoded and checked. Raises PointsmanError."""
+        return self._all(data, check) if hasattr(data, "__aiter__") else await self._one(data, check)
+
+    async def _one(self, data: bytes, check: Check | None) -> Any:
         try:
-            return await call(await _checked(request), context)
+            request = self.decode(data)
+        except DecodeError:
+            refused = "the request's bytes are not the message that this method takes; generate the client anew"
+            raise InvalidField([Violation("", refused)]) from None
+        large = len(data) > CHECK_ON_THREAD_BYTES
+        violations = await asyncio.to_thread(rules.check_request, request) if large else rules.check_request(request)
+        if violations:
+            raise InvalidField(violations)
+        if check is not None:
+            check(request)
+        return request
+
+    async def _all(self, requests: AsyncIterator[bytes], check: Check | None) -> AsyncIterator[Any]:
+        async for data in requests:
+            yield await self._one(data, check)
+
+
+def _unary(call: Callable[[Any, Any], Awaitable[Any]], entry: _Entry) -> Callable[[Any, Any], Awaitable[Any]]:
+    async def wrapped(data: Any, context: Any) -> Any:
+        began, outcome = time.monotonic(), CANCELLED
+        try:
+            response = await call(await entry.taken(data, entry.admit(context)), context)
+            outcome = OK
         except Exception as error:  # noqa: BLE001 -- the last place: everything becomes a status here
-            await _abort(context, error, method)
+            outcome = _reason(error)
+            await _abort(context, error, entry.method)
+        else:
+            return response
+        finally:
+            entry.observe(entry.method, outcome, time.monotonic() - began)
 
     return wrapped
 
 
-def _stream(call: Callable[[Any, Any], AsyncIterator[Any]], method: str) -> Callable[[Any, Any], AsyncIterator[Any]]:
-    async def wrapped(request: Any, context: Any) -> AsyncIterator[Any]:
+def _stream(call: Callable[[Any, Any], AsyncIterator[Any]], entry: _Entry) -> Callable[[Any, Any], AsyncIterator[Any]]:
+    async def wrapped(data: Any, context: Any) -> AsyncIterator[Any]:
+        began, outcome = time.monotonic(), CANCELLED
         try:
-            checked = _checked_all(request) if hasattr(request, "__aiter__") else await _checked(request)
-            async for response in call(checked, context):
+            async for response in call(await entry.taken(data, entry.admit(context)), context):
                 yield response
+            outcome = OK
         except Exception as error:  # noqa: BLE001 -- the last place: everything becomes a status here
-            await _abort(context, error, method)
+            outcome = _reason(error)
+            await _abort(context, error, entry.method)
+        finally:
+            entry.observe(entry.method, outcome, time.monotonic() - began)
 
     return wrapped
 
 
-async def _checked(request: Any) -> Any:
-    if isinstance(request, _Undecodable):
-        raise InvalidField([Violation("", "the request's bytes are not the message that this method takes; generate the client anew")])
-    large = request.ByteSize() > CHECK_ON_THREAD_BYTES
-    violations = await asyncio.to_thread(rules.check_request, request) if large else rules.check_request(request)
-    if violations:
-        raise InvalidField(violations)
-    return request
-
-
-async def _checked_all(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        yield await _checked(request)
+def _reason(error: Exception) -> str:
+    return error.reason_name if isinstance(error, PointsmanError) else "INTERNAL"
 
 
 async def _abort(context: Any, error: Exception, method: str) -> NoReturn:
@@ -165,19 +208,6 @@ async def _abort(context: Any, error: Exception, method: str) -> NoReturn:
         error = Internal(request_id)
     await context.abort_with_status(rich_status(error))
     raise AssertionError("abort_with_status always raises")
-
-
-def _decoder(decode: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
-    if decode is None:
-        return None
-
-    def tolerant(data: bytes) -> Any:
-        try:
-            return decode(data)
-        except DecodeError:
-            return _Undecodable()
-
-    return tolerant
 
 
 def _encoder(encode: Callable[[Any], bytes] | None) -> Callable[[Any], bytes] | None:
@@ -192,7 +222,14 @@ class GrpcServer:
     Add servicers to `services`, name their services, then start. `address` has the resolved port after start.
     """
 
-    def __init__(self, *, reuse_port: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        reuse_port: bool = False,
+        authorise: Authorise = lambda _method, _metadata: None,
+        observe: Observe = lambda _method, _outcome, _seconds: None,
+    ) -> None:
+        """`authorise` is asked at the beginning of every call but those of health, `observe` is told of every one at its end."""
         options = [
             ("grpc.so_reuseport", int(reuse_port)),
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -206,7 +243,7 @@ class GrpcServer:
             ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ]
         self._server = grpc.aio.server(options=options)
-        self.services: Any = _Registrar(self._server)
+        self.services: Any = _Registrar(self._server, authorise, observe)
         """For `add_XServicer_to_server`."""
         self.address = Address("", 0)
         self._reuse_port = reuse_port
@@ -221,7 +258,7 @@ class GrpcServer:
         """
         self._services = ["", *services]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        _add_reflection(self._server, [*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name])
+        _add_reflection(self.services, [*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name])
         if not self._reuse_port:
             check_free(listen)
         try:
@@ -272,7 +309,7 @@ class _Reflection(ReflectionServicer):
         return super()._file_containing_symbol(request, fully_qualified_name)  # type: ignore[misc]  # its stubs leave it out
 
 
-def _add_reflection(server: grpc.aio.Server, services: Sequence[str]) -> None:
+def _add_reflection(server: Any, services: Sequence[str]) -> None:
     """Serves reflection as v1alpha and as v1, which are the same but for the name; grpcio has v1alpha only (grpc/grpc#38576)."""
     old = reflection_pb2.DESCRIPTOR
     proto = descriptor_pb2.FileDescriptorProto()
@@ -288,7 +325,7 @@ def _add_reflection(server: grpc.aio.Server, services: Sequence[str]) -> None:
         request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
         response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
     )
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, {"ServerReflectionInfo": handler}),))
+    server.add_registered_method_handlers(name, {"ServerReflectionInfo": handler})
 
 
 def run(main: Callable[[asyncio.Event], Awaitable[None]]) -> NoReturn:

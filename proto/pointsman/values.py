@@ -26,6 +26,11 @@ NUL_REFUSED = "has the character NUL (U+0000), which expressions cannot hold; le
 NESTING_REFUSED = f"is nested deeper than {MAX_NESTING} levels of lists and objects; make it flatter"
 NUMBER_REFUSED = "has a number that is infinite or not a number, which JSON has no word for"
 
+INTEGER_REFUSED = "has an integer of more than 64 bits, which expressions cannot hold; write it as a string, or with an exponent"
+MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1
+
+# Only then can an integer have more than 64 bits; that spares almost every text the walk.
+_MANY_DIGITS = re.compile(rb"[0-9]{19}")
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _ONE_KIND = bytes.maketrans(b"{}", b"[]")
@@ -55,11 +60,21 @@ def has_nul(plain: Any) -> bool:
     return isinstance(plain, list) and any(map(has_nul, plain))
 
 
+def has_long_integer(plain: Any) -> bool:
+    """Whether an integer in the value has more than 64 bits."""
+    if isinstance(plain, int):
+        return not MIN_INTEGER <= plain <= MAX_INTEGER
+    if isinstance(plain, Mapping):
+        return any(map(has_long_integer, plain.values()))
+    return isinstance(plain, list) and any(map(has_long_integer, plain))
+
+
 def decode_json(data: bytes) -> Any:
     """The plain value of JSON text.
 
     Raises:
-        ValueError: with the reason, when it is not JSON (RFC 8259), is nested too deep, or has a NUL in a string.
+        ValueError: with the reason, when it is not JSON (RFC 8259), is nested too deep, or has what expressions cannot hold: a NUL in a
+            string, an integer of more than 64 bits.
     """
     try:
         found = msgspec.json.decode(data)
@@ -72,6 +87,8 @@ def decode_json(data: bytes) -> Any:
     # A NUL can only be written as this escape, so the search spares almost every text the walk.
     if b"\\u0000" in data and has_nul(found):
         raise ValueError(NUL_REFUSED)
+    if _MANY_DIGITS.search(data) and has_long_integer(found):
+        raise ValueError(INTEGER_REFUSED)
     return found
 
 

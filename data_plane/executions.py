@@ -1,0 +1,192 @@
+"""One execution for each trigger, for the control plane's record: sealed beside the answer path, then handed to the spool in batches.
+
+On the answer path a record costs one append. Sealing (what may be captured is redacted and capped, and all of it put into the message that
+will be delivered) follows within FLUSH_SECONDS, a few at a time, so that no trigger waits behind a burst of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from data_plane.pipeline import FAILED, StepRecord
+from data_plane.record import Outcome, Record
+from data_plane.spool import Spool
+from pointsman.v1.executions_pb2 import Execution, ReportExecutionsRequest
+
+FLUSH_SECONDS = 0.25
+SEAL_AT_ONCE = 32
+# What one call delivers.
+BATCH_RECORDS = 1000
+BATCH_BYTES = 2 * 1024 * 1024
+# Records hold on to inputs of up to 4 MiB: with so many waiting, the next one seals them all before it goes on.
+MAX_UNSEALED = 512
+MAX_CAPTURED_BYTES = 8 * 1024
+# Of one execution: the steps after that are on record without what they were given and gave.
+MAX_CAPTURED_IN_ALL_BYTES = 512 * 1024
+# Room for what says how much was cut off.
+MAX_MARK_BYTES = 64
+MAX_MESSAGE_CHARS = 2048
+_STEP_OUTCOMES = {name: Execution.Step.Outcome.Value(name) for name in ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELLED")}
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Capture(enum.Enum):
+    """Of which executions inputs and outputs are kept."""
+
+    NONE = "none"
+    ERRORS = "errors"
+    ALL = "all"
+
+
+class Recorder:
+    """Takes records as triggers end. `redact` takes the values of secrets out of a text; `observe` is shown each record."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        gateway_id: str,
+        capture: Capture,
+        redact: Callable[[str], str],
+        observe: Callable[[Record], None] = lambda _record: None,
+    ) -> None:
+        self._spool = spool
+        self._gateway_id = gateway_id
+        self._sealer = Sealer(gateway_id, capture, redact)
+        self._observe = observe
+        self._ended: list[Record] = []
+        self._batch = ReportExecutionsRequest()
+        self._batch_bytes = 0
+        self._batches: list[tuple[int, bytes]] = []
+
+    def add(self, record: Record) -> None:
+        """A trigger has ended."""
+        self._ended.append(record)
+        if len(self._ended) >= MAX_UNSEALED:
+            self._seal(len(self._ended))
+
+    async def run(self) -> None:
+        """Hands records to the spool until cancelled."""
+        while True:
+            await asyncio.sleep(FLUSH_SECONDS)
+            while len(self._ended) > SEAL_AT_ONCE:
+                self._seal(SEAL_AT_ONCE)
+                await asyncio.sleep(0)
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Everything that has ended so far is in the spool afterwards."""
+        self._seal(len(self._ended))
+        self._close_batch()
+        batches, self._batches = self._batches, []
+        for count, data in batches:
+            await self._spool.append(count, data)
+
+    def _seal(self, count: int) -> None:
+        first, self._ended = self._ended[:count], self._ended[count:]
+        for record in first:
+            self._observe(record)
+            self._batch_bytes += self._sealer.seal(record, self._batch.executions.add())
+            if len(self._batch.executions) >= BATCH_RECORDS or self._batch_bytes >= BATCH_BYTES:
+                self._close_batch()
+
+    def _close_batch(self) -> None:
+        if self._batch.executions:
+            self._batches.append((len(self._batch.executions), self._batch.SerializeToString()))
+            self._batch, self._batch_bytes = ReportExecutionsRequest(), 0
+
+
+class Sealer:
+    """Makes executions of records."""
+
+    def __init__(self, gateway_id: str, capture: Capture, redact: Callable[[str], str]) -> None:
+        self._gateway_id = gateway_id
+        self._capture = capture
+        self._redact = redact
+
+    def seal(self, record: Record, sealed: Execution) -> int:
+        """Fills in the execution, field by field, which is the quickest way; returns how many bytes were captured."""
+        asked, active, running = record.asked, record.active, record.running
+        sealed.execution_id, sealed.gateway_id, sealed.outcome = record.execution_id, self._gateway_id, record.outcome
+        _set_time(sealed.start_time, record.start_time)
+        _set_duration(sealed.duration, record.seconds)
+        sealed.endpoint = asked.endpoint.removeprefix("/")[:MAX_MESSAGE_CHARS]
+        if asked.trace_id:
+            sealed.trace_id = asked.trace_id
+        if asked.token_id:
+            sealed.token_id = asked.token_id
+        if active is None:
+            sealed.app, sealed.environment = asked.app[:MAX_MESSAGE_CHARS], asked.environment[:MAX_MESSAGE_CHARS]
+        else:
+            bound = active.bound
+            sealed.app, sealed.environment, sealed.release = bound.app, bound.environment, bound.release
+            sealed.digest, sealed.revision = bound.digest, bound.revision
+        if record.error is not None:
+            sealed.error_reason = record.error.reason_name
+            sealed.error_message = self._redact(record.error.message)[:MAX_MESSAGE_CHARS]
+        if running is not None:
+            for step in running.steps:
+                self._add_step(sealed, step)
+        failed = record.outcome in (Outcome.FAILED, Outcome.CANCELLED)
+        if self._capture is Capture.ALL or (self._capture is Capture.ERRORS and failed):
+            return self._capture_all(record, sealed)
+        return 0
+
+    def _add_step(self, sealed: Execution, step: StepRecord) -> None:
+        added = sealed.steps.add(
+            stage=step.stage, name=step.name, kind=step.kind, outcome=_STEP_OUTCOMES[step.outcome], attempts=step.attempts
+        )
+        if step.attempts:
+            _set_time(added.start_time, step.start_time)
+            _set_duration(added.duration, step.seconds)
+        if step.outcome == FAILED:
+            added.error = self._redact(step.error)[:MAX_MESSAGE_CHARS]
+        usage = step.usage
+        if usage is not None:
+            added.model, added.input_tokens, added.output_tokens = usage.model, usage.input_tokens, usage.output_tokens
+            sealed.input_tokens += usage.input_tokens
+            sealed.output_tokens += usage.output_tokens
+
+    def _capture_all(self, record: Record, sealed: Execution) -> int:
+        """What went in and what came out, of the whole and of each step; how many bytes that is."""
+        sealed.input = self._captured(record.asked.input)
+        if record.outcome == Outcome.SUCCEEDED:
+            sealed.output = self._captured(record.output)
+        size = len(sealed.input) + len(sealed.output)
+        if record.running is None:
+            return size
+        outputs = record.running.variables["steps"]
+        for step, added in zip(record.running.steps, sealed.steps, strict=True):
+            if size > MAX_CAPTURED_IN_ALL_BYTES:
+                break
+            if step.given is not None:
+                added.input = self._captured(step.given)
+            if step.attempts and step.name in outputs:
+                added.output = self._captured(outputs[step.name])
+            size += len(added.input) + len(added.output)
+        return size
+
+    def _captured(self, value: object) -> str:
+        """As JSON without secrets, and not too long. Redacted before it is cut, so that no half of a secret is left."""
+        text = self._redact(_encode(value).decode())
+        if len(text) <= MAX_CAPTURED_BYTES // 4:
+            return text
+        kept = text.encode()[: MAX_CAPTURED_BYTES - MAX_MARK_BYTES].decode(errors="ignore")
+        left = len(text) - len(kept)
+        return f"{kept}… ({left} characters more)" if left else kept
+
+
+def _set_time(field: Any, moment: float) -> None:
+    whole = int(moment)
+    field.seconds, field.nanos = whole, int((moment - whole) * 1e9)
+
+
+def _set_duration(field: Any, seconds: float) -> None:
+    whole = int(seconds)
+    # At least a nanosecond, so that even the quickest has one.
+    field.seconds, field.nanos = whole, int((seconds - whole) * 1e9) or 1

@@ -1,0 +1,202 @@
+"""Batches of executions that were not delivered yet, oldest first: in memory, and in a folder too, so that they survive the process.
+
+A batch is the message that will be sent, serialised; this module only keeps it. One file each, `<number>-<how many>.executions`: a CRC-32,
+then the bytes, written once and unlinked when it was delivered. They are not synced: what a killed process has written is there, what a
+power cut takes is the last half minute. When there is no more room the oldest batch goes, and is counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+import zlib
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+MIB = 1024 * 1024
+MAX_MEMORY_BYTES = 16 * MIB
+CHECKSUM_BYTES = 4
+JOIN_BYTES = 128 * 1024
+JOIN_RECORDS = 1000
+_NAME = re.compile(r"[0-9]{16}-[0-9]{1,9}\.executions")
+
+log = structlog.get_logger()
+
+
+@dataclass(eq=False, slots=True)
+class Batch:
+    """Some executions that are delivered together. `data` is None while they are only on disk; sizes are bytes."""
+
+    count: int
+    size: int
+    data: bytes | None
+    path: Path | None = None
+
+
+class Spool:
+    """For one event loop. `max_bytes` is what may wait on disk, or in memory without a folder."""
+
+    def __init__(self, folder: Path | None, max_bytes: int) -> None:
+        """Takes over what a process before this one has left. Raises OSError when the folder cannot be used."""
+        self.dropped = 0
+        """How many had to be given up."""
+        self._folder = folder
+        self._max_bytes = max_bytes if folder is not None else min(max_bytes, MAX_MEMORY_BYTES)
+        self._batches: deque[Batch] = deque()
+        self._bytes = 0
+        self._memory_bytes = 0
+        self._there = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._numbers = itertools.count()
+        self._problem = ""
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._take_over(folder)
+
+    @property
+    def depth(self) -> int:
+        """How many wait."""
+        return sum(batch.count for batch in self._batches)
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether what waits survives the process."""
+        return self._folder is not None
+
+    @property
+    def size_bytes(self) -> int:
+        """Of what waits."""
+        return self._bytes
+
+    async def append(self, count: int, data: bytes) -> None:
+        """Takes a batch of so many executions, and makes room for it."""
+        small = self._small_one(count, len(data))
+        if small is not None and small.data is not None:
+            count, data = small.count + count, small.data + data
+        batch = Batch(count, len(data), data)
+        if self._folder is not None:
+            batch.path = await asyncio.to_thread(self._write, self._folder / f"{next(self._numbers):016}-{count}.executions", data)
+        if small is not None:
+            await self.done(small)
+        if batch.path is not None and self._memory_bytes + batch.size > MAX_MEMORY_BYTES:
+            batch.data = None
+        else:
+            self._memory_bytes += batch.size
+        self._batches.append(batch)
+        self._bytes += batch.size
+        self._make_room()
+        self._tell()
+
+    async def oldest(self) -> Batch:
+        """The batch to deliver next, once there is one. It stays until done() is called."""
+        await self._there.wait()
+        return self._batches[0]
+
+    async def read(self, batch: Batch) -> bytes:
+        """Its bytes; none, counted as dropped, when the disk has damaged or lost them."""
+        if batch.data is not None:
+            return batch.data
+        assert batch.path is not None, "what is not in memory is on disk"
+        data = await asyncio.to_thread(_read, batch.path)
+        if not data:
+            self.dropped += batch.count
+        return data
+
+    async def done(self, batch: Batch) -> None:
+        """It was delivered, or cannot be."""
+        if batch in self._batches:
+            self._forget(batch)
+            self._tell()
+        if batch.path is not None:
+            await asyncio.to_thread(batch.path.unlink, missing_ok=True)
+
+    async def drained(self) -> None:
+        """Waits until nothing waits."""
+        await self._idle.wait()
+
+    def _forget(self, batch: Batch) -> None:
+        self._batches.remove(batch)
+        self._bytes -= batch.size
+        if batch.data is not None:
+            self._memory_bytes -= batch.size
+
+    def _small_one(self, count: int, size: int) -> Batch | None:
+        """The newest batch when it has room for so much: else an outage of a day would leave a file for each moment of it.
+
+        Messages that follow each other are one message. The oldest may be on its way already and is left alone.
+        """
+        newest = self._batches[-1] if len(self._batches) > 1 else None
+        if newest is None or newest.data is None or newest.size + size > JOIN_BYTES or newest.count + count > JOIN_RECORDS:
+            return None
+        return newest
+
+    def _tell(self) -> None:
+        if self._batches:
+            self._there.set()
+            self._idle.clear()
+        else:
+            self._there.clear()
+            self._idle.set()
+
+    def _make_room(self) -> None:
+        given_up = 0
+        while self._bytes > self._max_bytes and len(self._batches) > 1:
+            batch = self._batches[0]
+            self._forget(batch)
+            given_up += batch.count
+            if batch.path is not None:
+                batch.path.unlink(missing_ok=True)
+        if given_up:
+            self.dropped += given_up
+            log.error("executions were given up: the control plane does not take them, and there is no more room", count=given_up)
+
+    def _write(self, path: Path, data: bytes) -> Path | None:
+        """The path, or None when it could not be written: then memory has to do."""
+        try:
+            path.write_bytes(zlib.crc32(data).to_bytes(CHECKSUM_BYTES) + data)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            self._say(f"{error.strerror}: {path.parent}")
+            return None
+        self._say("")
+        return path
+
+    def _say(self, problem: str) -> None:
+        """One line for each problem, not one for each batch."""
+        if problem != self._problem:
+            self._problem = problem
+            if problem:
+                log.error("executions cannot be written to disk; they are kept in memory", problem=problem)
+
+    def _take_over(self, folder: Path) -> None:
+        paths = sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+        last = -1
+        for path in paths:
+            number, _, count = path.stem.partition("-")
+            last, size = int(number), max(0, path.stat().st_size - CHECKSUM_BYTES)
+            self._batches.append(Batch(int(count), size, None, path))
+            self._bytes += size
+        self._numbers = itertools.count(last + 1)
+        if paths:
+            log.info("executions of an earlier run are still to be delivered", count=self.depth)
+        self._make_room()
+        self._tell()
+
+
+def _read(path: Path) -> bytes:
+    """What was written there, or nothing: a process that was killed may have written half of it."""
+    try:
+        found = path.read_bytes()
+    except OSError as error:
+        log.warning("executions cannot be read back", path=str(path), problem=error.strerror)
+        return b""
+    data = found[CHECKSUM_BYTES:]
+    if zlib.crc32(data).to_bytes(CHECKSUM_BYTES) != found[:CHECKSUM_BYTES]:
+        log.error("executions on disk are damaged and given up", path=str(path))
+        return b""
+    return data

@@ -1,0 +1,130 @@
+"""The spool: in order, bounded, counted, and undisturbed by damage."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from data_plane.spool import CHECKSUM_BYTES, JOIN_BYTES, JOIN_RECORDS, MIB, Spool
+
+LETTERS = [bytes([65 + number]) * 100 for number in range(26)]
+
+
+async def everything(spool):
+    found = []
+    while spool.depth:
+        batch = await spool.oldest()
+        found.append(await spool.read(batch))
+        await spool.done(batch)
+    return b"".join(found)
+
+
+@pytest.fixture(params=["disk", "memory"])
+def folder(request, tmp_path):
+    return tmp_path / "executions" if request.param == "disk" else None
+
+
+async def test_what_goes_in_comes_out_in_order_and_leaves_nothing_behind(folder):
+    spool = Spool(folder, MIB)
+    for letter in LETTERS:
+        await spool.append(1, letter)
+    assert (spool.depth, spool.size_bytes) == (26, 2600)
+    assert await everything(spool) == b"".join(LETTERS)
+    assert (spool.depth, spool.size_bytes, spool.dropped) == (0, 0, 0)
+    await spool.drained()
+    assert folder is None or not list(folder.iterdir())
+
+
+@pytest.fixture
+def each_apart(monkeypatch):
+    """No batch is joined to another."""
+    monkeypatch.setattr("data_plane.spool.JOIN_BYTES", 0)
+
+
+async def test_small_ones_are_joined_but_for_the_oldest(folder):
+    spool = Spool(folder, 64 * MIB)
+    for letter in LETTERS:
+        await spool.append(1, letter)
+    assert folder is None or len(list(folder.iterdir())) == 2
+    await spool.append(1, b"x" * JOIN_BYTES)
+    await spool.append(JOIN_RECORDS, b"y")
+    await spool.append(1, b"z")
+    counts = []
+    while spool.depth:
+        batch = await spool.oldest()
+        counts.append(batch.count)
+        await spool.done(batch)
+    assert counts == [1, 25, 1, JOIN_RECORDS, 1]
+
+
+@pytest.mark.usefixtures("each_apart")
+async def test_the_oldest_goes_when_there_is_no_room_and_is_counted(folder):
+    spool = Spool(folder, 1000)
+    for letter in LETTERS:
+        await spool.append(1, letter)
+    assert spool.dropped == 16
+    assert await everything(spool) == b"".join(LETTERS[-10:])
+    assert folder is None or not list(folder.iterdir())
+
+
+@pytest.mark.usefixtures("each_apart")
+async def test_the_batch_that_is_being_delivered_may_go_meanwhile(folder):
+    spool = Spool(folder, 250)
+    await spool.append(1, LETTERS[0])
+    delivering = await spool.oldest()
+    for letter in LETTERS[1:]:
+        await spool.append(1, letter)
+    await spool.done(delivering)
+    assert await everything(spool) == b"".join(LETTERS[-2:])
+
+
+@pytest.mark.usefixtures("each_apart")
+async def test_another_process_takes_over_what_is_left(tmp_path):
+    first = Spool(tmp_path, MIB)
+    for letter in LETTERS[:3]:
+        await first.append(1, letter)
+    second = Spool(tmp_path, MIB)
+    assert second.depth == 3
+    await second.append(1, LETTERS[3])
+    assert await everything(second) == b"".join(LETTERS[:4])
+
+
+@pytest.mark.parametrize("damage", [*range(CHECKSUM_BYTES + 300), "half", "gone"])
+async def test_damage_costs_the_batch_that_it_hit_and_is_counted(tmp_path, damage):
+    spool = Spool(tmp_path, MIB)
+    await spool.append(3, b"".join(LETTERS[:3]))
+    await spool.append(1, LETTERS[3])
+    path = min(tmp_path.iterdir())
+    if damage == "half":
+        os.truncate(path, 150)
+    elif damage != "gone":
+        data = bytearray(path.read_bytes())
+        data[damage] ^= 0xFF
+        path.write_bytes(data)
+    spool = Spool(tmp_path, MIB)
+    if damage == "gone":
+        path.unlink()
+    assert await everything(spool) == LETTERS[3]
+    assert spool.dropped == 3
+
+
+async def test_a_disk_that_takes_nothing_leaves_memory(tmp_path, monkeypatch):
+    spool = Spool(tmp_path, MIB)
+
+    def full(_self, _data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    await spool.append(3, b"".join(LETTERS[:3]))
+    assert (spool.depth, list(tmp_path.iterdir())) == (3, [])
+    assert await everything(spool) == b"".join(LETTERS[:3])
+
+
+@pytest.mark.usefixtures("each_apart")
+async def test_beyond_what_memory_takes_it_is_read_back_from_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr("data_plane.spool.MAX_MEMORY_BYTES", 250)
+    spool = Spool(tmp_path, MIB)
+    for letter in LETTERS:
+        await spool.append(1, letter)
+    assert await everything(spool) == b"".join(LETTERS)
