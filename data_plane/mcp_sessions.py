@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import importlib.util
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import httpx2
@@ -21,6 +21,8 @@ CONNECT_SECONDS = 10.0
 IDLE_SECONDS = 300.0
 MAX_SESSIONS = 200
 MAX_BODY_BYTES = 4 * 1024 * 1024
+# Of the codes that JSON-RPC reserves and nobody has given a meaning: this transport says that a call has not been carried out.
+NOT_RUN = -32768
 
 Key = tuple[str, tuple[tuple[str, str], ...]]
 
@@ -60,7 +62,7 @@ class McpSessions:
                 return await session.call(tool, arguments)
             except _SessionLostError as lost:
                 self._forget(key, session)
-                # A server that does not know the session has not run the call; one that was opened just now is not lost so easily.
+                # One that was opened just now is not lost so easily.
                 if lost.may_have_run or is_new:
                     raise McpUnavailableError(str(lost), may_have_run=lost.may_have_run) from None
             except McpUnavailableError:
@@ -83,7 +85,7 @@ class McpSessions:
     def _forget(self, key: Key, session: _Session) -> None:
         if self._sessions.get(key) is session:
             del self._sessions[key]
-        session.end()
+        session.retire()
 
     async def aclose(self) -> None:
         """Ends every session."""
@@ -109,6 +111,7 @@ class _Session:
         self._transport = transport
         self._running = 0
         self._last_used = time.monotonic()
+        self._is_retired = False
         self._stop = asyncio.Event()
         self._ready: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._live(), name="mcp session")
@@ -125,6 +128,12 @@ class _Session:
     def end(self) -> None:
         """No more calls; those that run are cut off."""
         self._stop.set()
+
+    def retire(self) -> None:
+        """No more calls; those that run may go on, since what one of them met need not be the end of all."""
+        self._is_retired = True
+        if not self._running:
+            self.end()
 
     async def ended(self) -> None:
         await asyncio.wait({self._task})
@@ -143,6 +152,8 @@ class _Session:
         finally:
             self._running -= 1
             self._last_used = time.monotonic()
+            if self._is_retired:
+                self.retire()
 
     def _client(self) -> Any:
         """Raises McpUnavailableError."""
@@ -159,7 +170,7 @@ class _Session:
         from mcp.client.streamable_http import streamable_http_client
 
         http = httpx2.AsyncClient(
-            transport=_Bounded(self._transport),
+            transport=_Contained(self._transport),
             headers={"accept-encoding": "identity", **self._headers},
             timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),
             follow_redirects=False,
@@ -168,7 +179,8 @@ class _Session:
         try:
             async with contextlib.AsyncExitStack() as stack:
                 async with asyncio.timeout(CONNECT_SECONDS):
-                    client = await stack.enter_async_context(Client(streamable_http_client(self._url, http_client=http)))
+                    opening = streamable_http_client(self._url, http_client=http, max_sse_event_size=MAX_BODY_BYTES)
+                    client = await stack.enter_async_context(Client(opening))
                 self._ready.set_result(client)
                 await self._stop.wait()
         except Exception as error:  # noqa: BLE001 -- whatever ends the session is told to who calls
@@ -186,13 +198,12 @@ class _Session:
 
 
 def _lost(error: Any) -> _SessionLostError | None:
-    """When a refusal says that the session is gone."""
-    from mcp_types import CONNECTION_CLOSED, INVALID_REQUEST
+    """When a refusal says that the session is gone, or the connection of this call."""
+    from mcp_types import CONNECTION_CLOSED
 
     if error.code == CONNECTION_CLOSED:
-        return _SessionLostError("the connection was lost during the call", may_have_run=True)
-    # What a server answers with 404 to a session that it does not know: the protocol asks to begin a new one.
-    return _SessionLostError(f"the session is gone: {error}", may_have_run=False) if error.code == INVALID_REQUEST else None
+        return _SessionLostError(f"the call was sent, and its answer lost: {error}", may_have_run=True)
+    return _SessionLostError(str(error), may_have_run=False) if error.code == NOT_RUN else None
 
 
 def _cause(error: BaseException) -> Exception:
@@ -206,37 +217,61 @@ def _cause(error: BaseException) -> Exception:
     return ConnectionError(str(error) or type(error).__name__)
 
 
-class _Bounded(httpx2.AsyncBaseTransport):
-    """The shared transport, which outlives the session; an answer that is no stream of events has a largest size."""
+class _Contained(httpx2.AsyncBaseTransport):
+    """The shared transport, which outlives the session. What goes wrong with one message is told as its answer.
+
+    The library would end the session at an error, and with it the calls of others.
+    """
 
     def __init__(self, inner: httpx2.AsyncBaseTransport) -> None:
         self._inner = inner
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        response = await self._inner.handle_async_request(request)
-        if response.headers.get("content-encoding", "identity").lower() != "identity":
+        if request.method != "POST":
+            return await self._inner.handle_async_request(request)
+        from mcp_types import CONNECTION_CLOSED
+
+        try:
+            response = await self._inner.handle_async_request(request)
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.LocalProtocolError) as error:
+            return _refusal(NOT_RUN, f"it cannot be reached: {_cause(error)}")
+        except httpx2.TransportError as error:
+            return _refusal(CONNECTION_CLOSED, str(_cause(error)))
+        if response.status_code == 404 and "mcp-session-id" in request.headers:
             await response.aclose()
-            raise httpx2.ReadError("the server packs its answers, though asked not to", request=request)
-        if "event-stream" not in response.headers.get("content-type", "") and isinstance(response.stream, httpx2.AsyncByteStream):
-            response.stream = _BoundedStream(response.stream, request)
-        return response
+            return _refusal(NOT_RUN, "it does not know the session any more")
+        problem, content = "", b""
+        if response.headers.get("content-encoding", "identity").lower() != "identity":
+            problem = "it packs its answers, though asked not to"
+        elif "event-stream" in response.headers.get("content-type", ""):
+            # Of these the library reads one event at a time, and knows how large one may be.
+            return response
+        try:
+            content = b"" if problem else await _read(response)
+        except httpx2.TransportError as error:
+            problem = f"its answer was cut: {_cause(error)}"
+        finally:
+            await response.aclose()
+        if len(content) > MAX_BODY_BYTES:
+            problem = f"it answered more than {MAX_BODY_BYTES} bytes"
+        if problem:
+            return _refusal(CONNECTION_CLOSED, problem)
+        return httpx2.Response(response.status_code, headers=response.headers, content=content)
 
     async def aclose(self) -> None:
         """The shared one stays open."""
 
 
-class _BoundedStream(httpx2.AsyncByteStream):
-    def __init__(self, inner: httpx2.AsyncByteStream, request: httpx2.Request) -> None:
-        self._inner = inner
-        self._request = request
+async def _read(response: httpx2.Response) -> bytes:
+    """The body, or so much of it that it is too much."""
+    body = bytearray()
+    async for piece in response.aiter_raw():
+        body += piece
+        if len(body) > MAX_BODY_BYTES:
+            break
+    return bytes(body)
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        left = MAX_BODY_BYTES
-        async for piece in self._inner:
-            left -= len(piece)
-            if left < 0:
-                raise httpx2.ReadError(f"the server answered more than {MAX_BODY_BYTES} bytes", request=self._request)
-            yield piece
 
-    async def aclose(self) -> None:
-        await self._inner.aclose()
+def _refusal(code: int, message: str) -> httpx2.Response:
+    """An answer that the library hands to the one call that it belongs to."""
+    return httpx2.Response(502, json={"jsonrpc": "2.0", "id": None, "error": {"code": code, "message": message}})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -37,11 +38,30 @@ async def explode() -> str:
     raise ToolError("the order book is on fire")
 
 
+hung: Counter[str] = Counter()
+
+
 @server.tool()
 async def hang() -> str:
     """Never answers."""
-    await asyncio.Event().wait()
+    hung["now"] += 1
+    try:
+        await asyncio.Event().wait()
+    finally:
+        hung["now"] -= 1
     return ""
+
+
+@server.tool()
+async def hanging() -> int:
+    """How many calls of hang there are now."""
+    return hung["now"]
+
+
+@server.tool(structured_output=False)
+async def long_text(count: int) -> str:
+    """So many characters."""
+    return "x" * count
 
 
 def main(port: int) -> None:

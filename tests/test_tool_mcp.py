@@ -17,6 +17,7 @@ from data_plane.secrets import Secrets
 from data_plane.steps.base import Clients
 from pointsman.errors import StepFailed, StepTimeout
 from pointsman.v1.config_pb2 import AppConfig
+from tests.eventually import eventually
 from tests.mcp_server import mcp_server
 from tests.scripted_upstream import ScriptedUpstream
 from tests.test_inference import calls
@@ -25,16 +26,16 @@ from tests.test_tool_call import clients as clients  # noqa: PLC0414 -- a fixtur
 from tests.test_tool_call import running
 
 
-def calling(url: str, tool: str, arguments: str = "{}", **more: Any) -> LoadedEndpoint:
+def calling(url: str, tool: str, arguments: str = "{}", secret: str = "canary-4711", **more: Any) -> LoadedEndpoint:
     step = {"name": "call", "tool_call": {"tool": "t", "arguments": arguments}, **more.pop("step", {})}
     described = {"name": "t", "mcp": {"url": url, "tool": tool, "headers": {"x-key": "${secret:KEY}"}}, **more}
-    return compiled({"pipelines": [{"name": "p", "stages": [{"name": "s", "steps": [step]}]}], "tools": [described]})
+    return compiled({"pipelines": [{"name": "p", "stages": [{"name": "s", "steps": [step]}]}], "tools": [described]}, secret)
 
 
-def compiled(config: dict[str, Any]) -> LoadedEndpoint:
+def compiled(config: dict[str, Any], secret: str = "canary-4711") -> LoadedEndpoint:
     config = {"endpoints": [{"name": "e", "pipeline": "p"}], **config}
     snapshot = json_format.ParseDict(config, AppConfig()).SerializeToString(deterministic=True)
-    return compile_release(digest_of(snapshot), snapshot, Secrets(environment={"POINTSMAN_SECRET_KEY": "canary-4711"})).endpoints["e"]
+    return compile_release(digest_of(snapshot), snapshot, Secrets(environment={"POINTSMAN_SECRET_KEY": secret})).endpoints["e"]
 
 
 async def failing(endpoint: LoadedEndpoint, clients: Clients, **given: Any) -> str:
@@ -69,12 +70,30 @@ async def test_what_goes_wrong_there_fails_the_step_with_the_reason(clients):
 async def test_who_hangs_up_takes_the_call_along(clients):
     async with mcp_server() as url:
         task = asyncio.create_task(run(calling(url, "hang"), running(clients)))
-        endpoint = calling(url, "greet", "{'name': 'Ada'}")
-        assert await run(endpoint, running(clients)) == "Hello Ada"
+        hanging = calling(url, "hanging")
+
+        async def hang_there(count: int) -> bool:
+            return await run(hanging, running(clients)) == {"result": count}
+
+        await eventually(lambda: hang_there(1))
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert await run(endpoint, running(clients)) == "Hello Ada"
+        await eventually(lambda: hang_there(0))
+
+
+async def test_an_answer_that_is_too_long_is_refused_and_other_calls_go_on(clients):
+    async with mcp_server() as url:
+        other = asyncio.create_task(run(calling(url, "hang"), running(clients)))
+        endpoint = calling(url, "long_text", "{'count': input.count}")
+        assert len(await run(endpoint, running(clients, count=3_000_000))) == 3_000_000
+        for count in (5_000_000, 50_000_000):
+            assert "it answered more than 4194304 bytes" in await failing(endpoint, clients, count=count)
+        assert await run(endpoint, running(clients, count=2)) == "xx"
+        assert not other.done()
+        other.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await other
 
 
 async def test_a_server_that_dies_and_comes_back_is_found_again(clients):

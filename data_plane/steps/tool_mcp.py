@@ -34,6 +34,9 @@ def compile_mcp(tool: Tool, compiling: Compiling) -> Any:
             raise StepError(f"{who}: its MCP server refused the call: {str(error)[:MAX_SHOWN_CHARS]}") from None
         except ValidationError as error:
             raise StepError(f"{who}: its MCP server did not answer as MCP does: {error.error_count()} errors") from None
+        except RuntimeError as error:
+            # What the library raises when an answer is not what the tool's output schema, or the protocol, promises.
+            raise StepError(f"{who}: {str(error).splitlines()[0][:MAX_SHOWN_CHARS]}") from None
         return _answer(who, result)
 
     return call

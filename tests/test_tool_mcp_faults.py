@@ -1,0 +1,160 @@
+"""MCP servers that misbehave, of a protocol version with sessions: what is told, what is tried again, and what is never called twice."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from data_plane.pipeline import run
+from data_plane.steps.base import Clients
+from pointsman.errors import StepFailed
+from pointsman.settings import Address
+from pointsman.web import HttpServer
+from tests.test_tool_call import clients as clients  # noqa: PLC0414 -- a fixture
+from tests.test_tool_call import running
+from tests.test_tool_mcp import calling
+
+SCHEMA = {"type": "object", "properties": {"kilograms": {"type": "number"}}, "required": ["kilograms"]}
+RETRIES = {"max_retries": 2}
+
+
+class OddServer:
+    """`answer` is how a call of a tool is answered; `calls` counts messages by method; `session` is the one that it knows."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.answer = "heavy"
+        self.calls: Counter[str] = Counter()
+        self.session = "first"
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[OddServer]:
+        server = HttpServer(Starlette(routes=[Route("/mcp", self._post, methods=["POST"])]))
+        await server.start(Address("127.0.0.1", 0))
+        self.url = f"http://{server.address}/mcp"
+        try:
+            yield self
+        finally:
+            await server.stop()
+
+    async def _post(self, request: Request) -> Response:
+        message = json.loads(await request.body())
+        method = message["method"]
+        self.calls[method] += 1
+        if method == "initialize":
+            result: dict[str, Any] = {
+                "protocolVersion": message["params"]["protocolVersion"],
+                "capabilities": {"tools": {}},
+                "serverInfo": {"name": "odd", "version": "1"},
+            }
+            return self._result(message, result, {"mcp-session-id": self.session})
+        if method == "tools/list":
+            return self._result(message, {"tools": [{"name": "weigh", "inputSchema": {"type": "object"}, "outputSchema": SCHEMA}]})
+        if method == "tools/call":
+            if request.headers["mcp-session-id"] != self.session:
+                self.calls["refused"] += 1
+                return JSONResponse({"jsonrpc": "2.0", "id": None, "error": {"code": -32600, "message": "who?"}}, 404)
+            return self._called(message)
+        if "id" in message:
+            return JSONResponse({"jsonrpc": "2.0", "id": message["id"], "error": {"code": -32601, "message": "no such method"}})
+        return Response(status_code=202)
+
+    def _called(self, message: dict[str, Any]) -> Response:
+        result = {"content": [], "structuredContent": {"kilograms": "heavy" if self.answer == "heavy" else 7}}
+        text = json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result})
+        answers = {
+            "202": Response(status_code=202),
+            "302": RedirectResponse("http://10.0.0.1/mcp", 302),
+            "html": Response("<p>Hello", media_type="text/html"),
+            "broken": Response('{"jsonrpc"', media_type="application/json"),
+            "packed": Response(text, media_type="application/json", headers={"content-encoding": "br"}),
+            "error": JSONResponse({"jsonrpc": "2.0", "id": message["id"], "error": {"code": -32600, "message": "not like this"}}),
+            "event-cut": Response('data: {"jsonrpc"', media_type="text/event-stream"),
+            "event-huge": Response(f"data: {'x' * 5_000_000}\n\n", media_type="text/event-stream"),
+            "event": Response(f"event: message\ndata: {text}\n\n", media_type="text/event-stream"),
+        }
+        return answers.get(self.answer) or Response(text, media_type="application/json")
+
+    @staticmethod
+    def _result(message: dict[str, Any], result: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
+        return JSONResponse({"jsonrpc": "2.0", "id": message["id"], "result": result}, headers=headers)
+
+
+@pytest.fixture
+async def odd():
+    async with OddServer().running() as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        ("heavy", "Invalid structured content returned by tool weigh"),
+        ("202", "202 Accepted"),
+        ("302", "Redirect to http://10.0.0.1/mcp not followed"),
+        ("html", "Unexpected content type"),
+        ("broken", "Failed to parse JSON"),
+        ("packed", "it packs its answers, though asked not to"),
+        ("error", "not like this"),
+        ("event-cut", "its answer lost"),
+        ("event-huge", "exceeded the 4194304 byte limit"),
+    ],
+)
+async def test_an_answer_that_is_none_fails_the_step_and_the_tool_is_not_called_again(
+    odd: OddServer, clients: Clients, answer: str, says: str
+):
+    odd.answer = answer
+    with pytest.raises(StepFailed) as failed:
+        await run(calling(odd.url, "weigh", step=RETRIES), running(clients))
+    assert says in failed.value.metadata["cause"]
+    assert odd.calls["tools/call"] == 1
+    odd.answer = "good"
+    assert await run(calling(odd.url, "weigh"), running(clients)) == {"kilograms": 7}
+
+
+async def test_an_answer_as_an_event_is_an_answer(odd: OddServer, clients: Clients):
+    odd.answer = "event"
+    assert await run(calling(odd.url, "weigh"), running(clients)) == {"kilograms": 7}
+
+
+async def test_a_session_that_is_not_known_any_more_is_opened_anew_and_a_tool_called_that_is_not_retry_safe(
+    odd: OddServer, clients: Clients
+):
+    odd.answer = "good"
+    endpoint = calling(odd.url, "weigh")
+    await run(endpoint, running(clients))
+    odd.session = "second"
+    answers = await asyncio.gather(*(run(endpoint, running(clients)) for _ in range(5)))
+    assert answers == [{"kilograms": 7}] * 5
+    assert odd.calls["initialize"] == 2
+    assert odd.calls["tools/call"] - odd.calls["refused"] == 6
+
+
+async def test_a_server_that_is_not_there_is_tried_again_since_nothing_can_have_run(clients: Clients):
+    now = running(clients)
+    with pytest.raises(StepFailed, match=r"after 3 attempts.*cannot be reached"):
+        await run(calling("http://127.0.0.1:9/mcp", "weigh", step=RETRIES), now)
+    async with OddServer().running() as odd:
+        odd.answer = "good"
+        endpoint = calling(odd.url, "weigh", step=RETRIES)
+        await run(endpoint, running(clients))
+    now = running(clients)
+    with pytest.raises(StepFailed, match=r"after 3 attempts.*cannot be reached"):
+        await run(endpoint, now)
+
+
+async def test_a_secret_that_is_no_header_is_not_shown(odd: OddServer, clients: Clients):
+    with pytest.raises(StepFailed, match="HTTP does not allow the value of one of its headers") as failed:
+        await run(calling(odd.url, "weigh", secret="canary-4711\r"), running(clients))
+    assert "canary" not in failed.value.message + repr(failed.value.metadata)
+    assert not odd.calls
