@@ -16,6 +16,7 @@ from starlette.routing import Route
 from control_plane.console.apps import AppPages
 from control_plane.console.changes import ChangePages
 from control_plane.console.compare import ComparePage
+from control_plane.console.draft import MAX_DRAFT_FORM_BYTES, DraftPage
 from control_plane.console.environments import EnvironmentPages
 from control_plane.console.gateways import GatewaysPage
 from control_plane.console.pages import Pages
@@ -50,7 +51,7 @@ class Console:
         apps, releases, compare = AppPages(parts), ReleasePages(parts), ComparePage(parts)
         rollouts = Rollouts(parts)
         environments, gateways = EnvironmentPages(parts, rollouts), GatewaysPage(parts)
-        changes = ChangePages(parts, rollouts)
+        changes, draft = ChangePages(parts, rollouts), DraftPage(parts)
         self._all = [
             Page("/apps", apps.list, apps.create),
             Page("/apps/{app}/releases", releases.list, releases.create),
@@ -64,6 +65,7 @@ class Console:
             Page("/apps/{app}/deploy", changes.show_deploy, changes.deploy),
             Page("/apps/{app}/promote", changes.show_promote, changes.promote),
             Page("/apps/{app}/rollback", changes.show_rollback, changes.rollback),
+            Page("/apps/{app}/draft", draft.show, draft.save, MAX_DRAFT_FORM_BYTES),
             Page("/gateways", gateways.show),
         ]
 

@@ -40,13 +40,13 @@ class ReleasePages:
             first_page=not visit.asked("page"),
             created=visit.asked("created"),
             q=text,
-            **await self._form(visit, app),
+            **await release_form(self._parts, visit, app),
         )
 
     async def new(self, visit: Visit, problem: PointsmanError | None = None) -> Response:
         """The form of the dialog as a page of its own: without scripts, and when something is wrong."""
         app = visit.part("app")
-        return visit.page("release_new.html", tab="releases", problem=problem, **await self._form(visit, app))
+        return visit.page("release_new.html", tab="releases", problem=problem, **await release_form(self._parts, visit, app))
 
     async def create(self, visit: Visit) -> Response:
         """A release of the draft; deployed at once when that was wished."""
@@ -105,17 +105,17 @@ class ReleasePages:
             bindings=await self._parts.bindings_of(app),
         )
 
-    async def _form(self, visit: Visit, app: str) -> dict[str, Any]:
-        draft = await self._parts.apps.draft(app)
-        newest = await self._parts.releases.list(app, PageRequest(size=1))
-        typed = {name: visit.typed(name) for name in ("tag", "description", "deploy", "deploy_to", "request_id")}
-        return {
-            "app": app,
-            "draft": draft,
-            "newest": newest.items[0].release if newest.items else None,
-            "environments": await self._parts.all_environments(),
-            "typed": typed,
-        }
+
+async def release_form(parts: Parts, visit: Visit, app: str) -> dict[str, Any]:
+    """What the form of Create Release needs to know, with what was typed into it."""
+    newest = await parts.releases.list(app, PageRequest(size=1))
+    return {
+        "app": app,
+        "draft": await parts.apps.draft(app),
+        "newest": newest.items[0].release if newest.items else None,
+        "environments": await parts.all_environments(),
+        "typed": {name: visit.typed(name) for name in ("tag", "description", "deploy", "deploy_to", "request_id")},
+    }
 
 
 def _text(snapshot: bytes) -> str:

@@ -93,3 +93,34 @@ for (const part of document.querySelectorAll("[data-live]")) {
   source.addEventListener("rollout", (event) => { part.innerHTML = event.data; });
   source.addEventListener("end", () => source.close());
 }
+
+// The draft: line numbers, and the way to the line of an error.
+for (const editor of document.querySelectorAll("[data-editor]")) {
+  const gutter = editor.previousElementSibling;
+  const wrong = new Set(editor.dataset.errors.split(",").map(Number));
+  const number = () => {
+    const count = editor.value.split("\n").length;
+    if (gutter.childNodes.length === count) return;
+    gutter.replaceChildren(...Array.from({ length: count }, (_, at) => {
+      const line = document.createElement(wrong.has(at + 1) ? "b" : "span");
+      line.textContent = `${at + 1}\n`;
+      return line;
+    }));
+  };
+  number();
+  let changed = false;
+  editor.addEventListener("input", () => { changed = true; number(); });
+  editor.addEventListener("scroll", () => { gutter.scrollTop = editor.scrollTop; });
+  editor.form.addEventListener("submit", () => { changed = false; });
+  addEventListener("beforeunload", (event) => { if (changed) event.preventDefault(); });
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest("[data-line]");
+    if (!link) return;
+    event.preventDefault();
+    const lines = editor.value.split("\n");
+    const start = lines.slice(0, link.dataset.line - 1).join("\n").length + (link.dataset.line > 1 ? 1 : 0);
+    editor.focus();
+    editor.setSelectionRange(start, start + lines[link.dataset.line - 1].length);
+    editor.scrollTop = (link.dataset.line - 4) * (editor.scrollHeight / lines.length);
+  });
+}
