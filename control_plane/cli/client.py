@@ -112,17 +112,10 @@ class Connection:
 
     def fail(self, error: grpc.RpcError) -> NoReturn:
         """Says why on stderr and ends the command."""
-        call: Any = error  # an RpcError that a call raises is that call
-        status = rpc_status.from_call(call)
-        info = error_details_pb2.ErrorInfo()
-        bad = error_details_pb2.BadRequest()
-        for detail in status.details if status else ():
-            for known in (info, bad):
-                if detail.Is(known.DESCRIPTOR):
-                    detail.Unpack(known)
-        code, message = call.code(), call.details() or ""
-        if info.reason:
-            refuse(info.reason, message, [(v.field, v.description) for v in bad.field_violations])
+        code = _code(error)
+        reason, message, violations = told(error)
+        if reason != code.name:
+            refuse(reason, message, violations)
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
             remedy = f"Is it running? It starts with `{self._starts_with}`."
             why = f"{self.address} cannot be reached. {remedy}"
@@ -131,6 +124,26 @@ class Connection:
             click.echo(f"pointsman: {why}", err=True)
             sys.exit(UNREACHABLE)
         refuse(code.name, message, [])
+
+
+def _code(error: grpc.RpcError) -> grpc.StatusCode:
+    call: Any = error  # an RpcError that a call raises is that call
+    found: grpc.StatusCode = call.code()
+    return found
+
+
+def told(error: grpc.RpcError) -> tuple[str, str, list[tuple[str, str]]]:
+    """Reason, message and (field, description) of each violation. Where no server of ours refused, the reason is the gRPC code's name."""
+    call: Any = error
+    status = rpc_status.from_call(call)
+    info = error_details_pb2.ErrorInfo()
+    bad = error_details_pb2.BadRequest()
+    for detail in status.details if status else ():
+        for known in (info, bad):
+            if detail.Is(known.DESCRIPTOR):
+                detail.Unpack(known)
+    violations = [(v.field, v.description) for v in bad.field_violations]
+    return info.reason or _code(error).name, call.details() or "", violations
 
 
 def refuse(reason: str, message: str, violations: list[tuple[str, str]]) -> NoReturn:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 
 import click
+from google.protobuf.duration_pb2 import Duration
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
+
+DURATION_TEXT = re.compile(f"({_PART.pattern})+")
 
 
 class DurationType(click.ParamType[float]):
@@ -28,3 +31,12 @@ class DurationType(click.ParamType[float]):
 
 
 DURATION = DurationType()
+
+
+def briefly(duration: Duration) -> str:
+    """In a unit that fits: `850 us`, `12.3 ms`, `1.25 s`, `3.1 min`."""
+    micros = duration.ToMicroseconds()
+    for size, unit, digits in ((60_000_000, "min", 1), (1_000_000, "s", 2), (1_000, "ms", 1)):
+        if micros >= size:
+            return f"{micros / size:.{digits}f} {unit}"
+    return f"{micros} us"

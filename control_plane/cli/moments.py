@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import click
+
+from control_plane.cli.durations import DURATION, DURATION_TEXT
 
 
 class MomentType(click.ParamType[datetime]):
@@ -23,4 +25,15 @@ class MomentType(click.ParamType[datetime]):
         return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
+class PastType(MomentType):
+    """As MomentType, or how long ago: `15m`, `1h30m`."""
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """Takes text, or a moment."""
+        if not isinstance(value, datetime) and DURATION_TEXT.fullmatch(str(value).strip()):
+            return datetime.now(UTC) - timedelta(seconds=DURATION.convert(value, param, ctx))
+        return super().convert(value, param, ctx)
+
+
 MOMENT = MomentType()
+PAST = PastType()
