@@ -57,12 +57,11 @@ async def _pieces(response: httpx2.Response, who: str, limit: int, *, retryable:
     if encoding not in ("", "identity", "gzip", "deflate"):
         raise StepError(f"{who} answered in the encoding {encoding[:MAX_SHOWN_CHARS]!r}, and was asked for gzip or none")
     # httpx2 would unpack a whole piece at once, and a small one can hold gigabytes.
-    unpacker = zlib.decompressobj(_EITHER_WRAPPER) if encoding in ("gzip", "deflate") else None
-    left, began = limit, False
+    unpacker = _Unpacker() if encoding in ("gzip", "deflate") else None
+    left = limit
     try:
         async for packed in response.aiter_raw():
-            began = True
-            piece = unpacker.decompress(packed, left + 1) if unpacker else packed
+            piece = unpacker.unpack(packed, left + 1) if unpacker else packed
             left -= len(piece)
             if left < 0:
                 raise StepError(f"{who} answered more than {limit} bytes")
@@ -72,8 +71,32 @@ async def _pieces(response: httpx2.Response, who: str, limit: int, *, retryable:
         raise StepError(f"{who}: the answer was cut: {_cause(error)}", retryable=retryable) from None
     except zlib.error as error:
         raise StepError(f"{who} answered {encoding} that is broken: {error}") from None
-    if unpacker and began and not unpacker.eof:
+    if unpacker and not unpacker.is_whole:
         raise StepError(f"{who}: the answer was cut: its {encoding} has no end", retryable=retryable)
+
+
+class _Unpacker:
+    """gzip of one member or several behind one another (RFC 1952, section 2.2), or zlib."""
+
+    def __init__(self) -> None:
+        self._member = zlib.decompressobj(_EITHER_WRAPPER)
+        self._began = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all that began has its end."""
+        return self._member.eof or not self._began
+
+    def unpack(self, packed: bytes, most: int) -> bytes:
+        """What is in it, or its first `most` bytes, which is then too much. Raises zlib.error."""
+        found = bytearray()
+        while packed and len(found) < most:
+            if self._member.eof:
+                self._member, self._began = zlib.decompressobj(_EITHER_WRAPPER), False
+            self._began = True
+            found += self._member.decompress(packed, most - len(found))
+            packed = self._member.unused_data
+        return bytes(found)
 
 
 def _cause(error: Exception) -> str:

@@ -1,0 +1,107 @@
+"""What upstreams answer is read with bounds: packed or not, whole or line by line, and every cut is noticed."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import zlib
+from collections.abc import AsyncIterator
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.routing import Route
+
+from data_plane.steps.answers import read_body, read_lines, send
+from data_plane.steps.base import MAX_ANSWER_BYTES, Clients, StepError
+from pointsman.settings import Address
+from pointsman.web import HttpServer
+from tests.test_tool_call import clients as clients  # noqa: PLC0414 -- a fixture
+
+
+@contextlib.asynccontextmanager
+async def answering(clients: Clients, *pieces: bytes, encoding: str = "") -> AsyncIterator:
+    """The response of a server that answers these pieces; its request is the last of `asked`."""
+
+    async def answer(_request: Request) -> StreamingResponse:
+        async def body() -> AsyncIterator[bytes]:
+            for piece in pieces:
+                yield piece
+
+        return StreamingResponse(body(), headers={"content-encoding": encoding} if encoding else {})
+
+    server = HttpServer(Starlette(routes=[Route("/", answer)]))
+    await server.start(Address("127.0.0.1", 0))
+    response = await send(clients, clients.http.build_request("GET", f"http://{server.address}/"), "it", retryable=True)
+    try:
+        yield response
+    finally:
+        await response.aclose()
+        await server.stop()
+
+
+async def body_of(clients: Clients, *pieces: bytes, encoding: str = "") -> bytes:
+    async with answering(clients, *pieces, encoding=encoding) as response:
+        return await read_body(response, "it", retryable=True)
+
+
+async def lines_of(clients: Clients, *pieces: bytes, encoding: str = "") -> list[bytes]:
+    async with answering(clients, *pieces, encoding=encoding) as response:
+        return [line async for line in read_lines(response, "it")]
+
+
+def split(packed: bytes, size: int = 7) -> list[bytes]:
+    return [packed[at : at + size] for at in range(0, len(packed), size)]
+
+
+TEXT = b"All that was said. " * 50
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+async def test_packed_answers_are_unpacked_however_they_are_cut(clients, size):
+    assert await body_of(clients, *split(gzip.compress(TEXT), size), encoding="gzip") == TEXT
+    assert await body_of(clients, *split(zlib.compress(TEXT), size), encoding="deflate") == TEXT
+    members = gzip.compress(TEXT[:100]) + gzip.compress(TEXT[100:])
+    assert await body_of(clients, *split(members, size), encoding="gzip") == TEXT
+    assert await body_of(clients, *split(TEXT, size), encoding="identity") == TEXT
+    assert await body_of(clients, encoding="gzip") == b""
+
+
+async def test_a_small_answer_that_unpacks_to_a_large_one_is_refused_and_not_unpacked(clients):
+    bomb = gzip.compress(b"\0" * 50_000_000, 9)
+    assert len(bomb) < 50_000
+    for packed in (bomb, gzip.compress(b"\0" * MAX_ANSWER_BYTES) + bomb):
+        with pytest.raises(StepError, match=f"it answered more than {MAX_ANSWER_BYTES} bytes"):
+            await body_of(clients, packed, encoding="gzip")
+    largest = gzip.compress(b"\0" * MAX_ANSWER_BYTES)
+    assert len(await body_of(clients, largest, encoding="gzip")) == MAX_ANSWER_BYTES
+
+
+@pytest.mark.parametrize(
+    ("packed", "encoding", "says", "retryable"),
+    [
+        (gzip.compress(TEXT)[:-9], "gzip", "the answer was cut: its gzip has no end", True),
+        (gzip.compress(TEXT) + gzip.compress(TEXT)[:9], "gzip", "the answer was cut: its gzip has no end", True),
+        (b"not packed at all", "gzip", "answered gzip that is broken", False),
+        (TEXT, "br", "in the encoding 'br', and was asked for gzip or none", False),
+    ],
+)
+async def test_what_cannot_be_unpacked_is_told(clients, packed, encoding, says, retryable):
+    with pytest.raises(StepError, match=says) as failed:
+        await body_of(clients, packed, encoding=encoding)
+    assert failed.value.retryable is retryable
+
+
+async def test_lines_are_lines_wherever_a_piece_ends(clients):
+    text = b"data: one\r\n\r\ndata: two\n\nthe rest"
+    for size in (1, 2, 3, 5, 11, 50):
+        assert await lines_of(clients, *split(text, size)) == [b"data: one", b"", b"data: two", b"", b"the rest"]
+    assert await lines_of(clients, *split(gzip.compress(text)), encoding="gzip") == text.replace(b"\r", b"").split(b"\n")
+
+
+async def test_a_stream_may_be_long_and_a_line_may_not(clients):
+    line = b"x" * 1_000_000 + b"\n"
+    assert len(await lines_of(clients, *[line] * 6)) == 6
+    with pytest.raises(StepError, match=f"a line of more than {MAX_ANSWER_BYTES} bytes"):
+        await lines_of(clients, *[b"x" * 1_000_000] * 6)
