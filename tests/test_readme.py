@@ -60,7 +60,7 @@ async def test_the_output_shown_is_what_the_demo_prints():
 
 
 async def test_the_example_app_of_the_pipeline_reference_runs(stack):
-    (example,) = blocks("data_plane/README.md", "yaml")
+    example, _tools = blocks("data_plane/README.md", "yaml")
     app = await stack.plane.create_app(v1=yaml.safe_load(example))
     for environment, answer in (("staging", "Hello Ann (v1)"), ("production", "Hello Ann")):
         await stack.plane.deploy(app, "v1", environment)
