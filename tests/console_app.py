@@ -18,6 +18,7 @@ from control_plane.console.parts import Parts
 from control_plane.gateways import Gateways
 from control_plane.http import make_app
 from control_plane.hub import Hub
+from control_plane.metrics import Metrics
 from control_plane.service.apps import Apps
 from control_plane.service.calls import Call, utc_now
 from control_plane.service.deployments import Deployments, Options
@@ -95,7 +96,7 @@ async def open_site(folder: Path) -> AsyncIterator[Site]:
         clock=utc_now,
         grpc_address=Address("127.0.0.1", 7400),
     )
-    transport = httpx2.ASGITransport(make_app(store, Console(parts, "console.example")))
+    transport = httpx2.ASGITransport(make_app(store, Metrics(), Console(parts, "console.example")))
     try:
         async with httpx2.AsyncClient(transport=transport, base_url="http://localhost:7480") as http:
             yield Site(http, parts)

@@ -48,8 +48,8 @@ class Console:
     def __init__(self, parts: Parts, hosts: str) -> None:
         self._pages = Pages(parts.clock)
         self._hosts = {host.strip().lower() for host in hosts.split(",")}
-        apps, releases, compare = AppPages(parts), ReleasePages(parts), ComparePage(parts)
         rollouts = Rollouts(parts)
+        apps, releases, compare = AppPages(parts), ReleasePages(parts, rollouts), ComparePage(parts)
         environments, gateways = EnvironmentPages(parts, rollouts), GatewaysPage(parts)
         changes, draft = ChangePages(parts, rollouts), DraftPage(parts)
         self._all = [

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from control_plane.console.compare import compare
 from control_plane.console.parts import Parts
-from control_plane.console.rollouts import Rollouts
+from control_plane.console.rollouts import ROLLOUT_SECONDS, Rollouts
 from control_plane.console.visit import Visit, path, with_query
 from control_plane.service.calls import Call
 from control_plane.service.deployments import Deployed, Options
@@ -20,8 +20,6 @@ from control_plane.service.paging import MAX_PAGE_SIZE, PageRequest
 from pointsman.errors import PointsmanError
 from pointsman.v1.deployments_pb2 import DeployRequest, PromoteRequest, RollbackRequest
 
-# A healthy gateway flips within milliseconds; who takes longer is followed on the next page.
-ROLLOUT_SECONDS = 0.25
 WILDCARDS = ("0.0.0.0", "::", "")  # noqa: S104 -- compared with, not listened on
 
 Request = DeployRequest | PromoteRequest | RollbackRequest

@@ -9,7 +9,9 @@ from starlette.responses import JSONResponse, Response
 
 from control_plane.console.pages import SECURITY_HEADERS
 from control_plane.console.parts import Parts
+from control_plane.console.rollouts import ROLLOUT_SECONDS, Rollouts
 from control_plane.console.visit import Visit, path, with_query
+from control_plane.service.deployments import Options
 from control_plane.service.paging import PageRequest
 from control_plane.service.snapshots import plain_of
 from pointsman.errors import PointsmanError, ReleaseNotFound
@@ -25,8 +27,9 @@ MAX_SHOWN_CHARS = 64 * 1024
 class ReleasePages:
     """Everything that is done with releases, but for making them live."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, rollouts: Rollouts) -> None:
         self._parts = parts
+        self._rollouts = rollouts
 
     async def list(self, visit: Visit) -> Response:
         """Newest first; `q` searches."""
@@ -65,11 +68,14 @@ class ReleasePages:
                 config=None,
                 deploy_to=request.deploy_to,
                 call=await visit.call(request),
+                options=Options(rollout_seconds=ROLLOUT_SECONDS),
             )
         except PointsmanError as error:
             return await self.new(visit, error)
         if deployed is None:
             return visit.to(with_query(path("apps", app, "releases"), created=created.release.tag))
+        if deployed.rollout is not None:
+            self._rollouts.took(deployed.rollout)
         return visit.to(with_query(path("apps", app, "environments", request.deploy_to), done=deployed.binding.revision))
 
     async def check(self, visit: Visit) -> Response:

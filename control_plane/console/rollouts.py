@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from control_plane.console.parts import Parts
 from control_plane.model import Binding, Rollout
 
+# A healthy gateway flips within milliseconds; who takes longer is followed on the next page.
+ROLLOUT_SECONDS = 0.25
 MAX_REMEMBERED = 1000
 MAX_NAMED = 50
 

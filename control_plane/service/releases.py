@@ -62,9 +62,17 @@ class Releases:
         self._clock = clock
 
     async def create(
-        self, *, app: str, tag: str, description: str, config: bytes | None, deploy_to: str, call: Call
+        self,
+        *,
+        app: str,
+        tag: str,
+        description: str,
+        config: bytes | None,
+        deploy_to: str,
+        call: Call,
+        options: Options | None = None,
     ) -> tuple[ReleaseInfo, Deployed | None]:
-        """Freezes a checked config, or the draft, under a tag; then deploys it when deploy_to names an environment.
+        """Freezes a checked config, or the draft, under a tag; then deploys it, with the options, when deploy_to names an environment.
 
         The release is committed before gateways are asked to prepare it, since they fetch it by digest; when they reject it, it
         stays, READY, and the error says so. Raises AppNotFound, EnvironmentNotFound, InvalidField, ReleaseConflict, TooLarge, and
@@ -88,7 +96,7 @@ class Releases:
         deployed = None
         if deploy_to and not call.validate_only:
             try:
-                deployed = await self._deployments.deploy(app, deploy_to, tag, Options(), call)
+                deployed = await self._deployments.deploy(app, deploy_to, tag, options or Options(), call)
             except PointsmanError as error:
                 error.message = f"Release {tag!r} was created, but not deployed: {error.message}"
                 raise

@@ -1,0 +1,252 @@
+"""The console in a real Chromium, over real servers: the whole workflow, without scripts, accessible, nothing from elsewhere.
+
+With POINTSMAN_SCREENSHOTS=1 the pictures in tests/screenshots/ are taken anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from axe_playwright_python.async_playwright import Axe
+from google.protobuf import json_format
+from playwright.async_api import Browser, Page, async_playwright, expect
+
+from control_plane.cli.sample import sample_text
+from pointsman.v1 import apps_pb2
+from tests.clients import control_plane_client
+from tests.processes import start_control_plane, start_gateway
+from tests.sample_apps import marked
+
+SCREENSHOTS = Path(__file__).parent / "screenshots"
+LEVELS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+MAX_PAGE_BYTES = 150_000
+
+
+@dataclass
+class Shown:
+    """A browser in front of a control plane with two gateways."""
+
+    browser: Browser
+    url: str
+    plane: object
+    complaints: list[str] = field(default_factory=list)
+
+    @contextlib.asynccontextmanager
+    async def page(self, **settings: object) -> AsyncIterator[Page]:
+        """A window of its own; what its console complains of, and requests to elsewhere, are remembered."""
+        context = await self.browser.new_context(base_url=self.url, viewport={"width": 1200, "height": 800}, **settings)
+        page = await context.new_page()
+        page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", lambda r: self.complaints.append(r.url) if urlsplit(r.url).netloc != urlsplit(self.url).netloc else None)
+        try:
+            yield page
+        finally:
+            await context.close()
+
+
+@pytest.fixture(scope="module")
+async def shown(chromium, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("browser")
+    async with contextlib.AsyncExitStack() as running:
+        server = await running.enter_async_context(start_control_plane(folder))
+        for name in ("east", "west"):
+            await running.enter_async_context(start_gateway(folder, server.grpc, gateway_id=name))
+        plane = await running.enter_async_context(control_plane_client(server))
+        playwright = await running.enter_async_context(async_playwright())
+        flags = ["--no-sandbox", "--disable-background-networking"]
+        browser = await playwright.chromium.launch(executable_path=chromium, args=flags)
+        running.push_async_callback(browser.close)
+        shown = Shown(browser, f"http://{server.http}", plane)
+        yield shown
+        assert shown.complaints == []
+
+
+async def with_releases(shown: Shown, app: str, *tags: str) -> None:
+    """An app with releases, and a draft that differs from them."""
+    await shown.plane.apps.CreateApp(apps_pb2.CreateAppRequest(app=app, description="Answers what customers ask"))
+    for tag in tags:
+        await shown.plane.create_release(app, tag, marked(tag))
+    request = apps_pb2.UpdateDraftRequest(app=app)
+    json_format.ParseDict(marked("next"), request.config)
+    await shown.plane.apps.UpdateDraft(request)
+
+
+async def test_the_whole_workflow_from_the_first_page(shown):
+    async with shown.page() as page:
+        await page.goto("/")
+        await page.get_by_label("Name").fill("walk")
+        await page.get_by_role("button", name="Create App").click()
+        await page.get_by_role("textbox", name="Draft").fill(sample_text())
+        await page.get_by_role("button", name="Save draft").click()
+        await expect(page.get_by_role("status")).to_contain_text("Saved as version 1")
+
+        for tag in ("v1.0.0", "v1.1.0"):
+            await page.get_by_role("link", name="Create Release").first.click()
+            dialog = page.get_by_role("dialog", name="Create Release")
+            await expect(dialog.get_by_role("button", name="Create Release")).to_be_visible()
+            if tag == "v1.1.0":
+                await dialog.get_by_label("Release Tag").press_sequentially("v1.0.0")
+                await expect(dialog.get_by_text("There is a release v1.0.0 already")).to_be_visible()
+            await dialog.get_by_label("Release Tag").fill(tag)
+            await expect(dialog.get_by_text(f"{tag} is free.")).to_be_visible()
+            await dialog.get_by_label("Deploy after release").check()
+            await dialog.get_by_label("Environment").select_option("staging")
+            await dialog.get_by_role("button", name="Release & Deploy").click()
+            await expect(page.get_by_role("status")).to_contain_text(f"{tag} is live in staging")
+            await expect(page.get_by_text("2 of 2 gateways serve")).to_be_visible()
+            await expect(page.get_by_text(re.compile(r"the last one after \d"))).to_be_visible()
+            await page.get_by_role("link", name="Promote").click()
+            await page.get_by_role("button", name="Continue").click()
+            await page.get_by_label("Reason").fill("verified on staging")
+            await page.get_by_role("button", name=f"Promote {tag} to production").click()
+            await expect(page.get_by_role("status")).to_contain_text(f"{tag} is live in production")
+            await page.goto("/apps/walk/draft")
+            await page.get_by_role("textbox", name="Draft").fill(sample_text().replace("Hello", "Good day"))
+            await page.get_by_role("button", name="Save draft").click()
+
+        await page.goto("/apps/walk/releases")
+        await page.get_by_label("Actions for v1.1.0").click()
+        await page.get_by_role("link", name="Rollback to Previous in production").click()
+        await page.get_by_role("button", name="Roll back to v1.0.0").click()
+        await expect(page.get_by_role("status")).to_contain_text("v1.0.0 is live in production")
+    assert (await shown.plane.binding("walk")).release == "v1.0.0"
+
+
+async def test_deploy_and_roll_back_without_scripts(shown):
+    await with_releases(shown, "plain", "v1", "v2")
+    async with shown.page(java_script_enabled=False) as page:
+        for tag in ("v1", "v2"):
+            await page.goto(f"/apps/plain/releases/{tag}")
+            await page.get_by_role("link", name="Deploy to Environment").click()
+            await page.get_by_label("Environment").select_option("production")
+            await page.get_by_role("button", name="Continue").click()
+            await page.get_by_role("button", name=f"Deploy {tag} to production").click()
+            await expect(page.get_by_text("2 of 2 gateways serve")).to_be_visible()
+        await page.get_by_role("link", name="Rollback to Previous").click()
+        await page.get_by_role("button", name="Roll back to v1").click()
+        await expect(page.get_by_role("status")).to_contain_text("v1 is live in production")
+    assert (await shown.plane.binding("plain")).release == "v1"
+
+
+async def test_the_dialog_and_the_menus_are_used_by_keyboard_alone(shown):
+    await with_releases(shown, "keys", "v1")
+    async with shown.page() as page:
+        await page.goto("/apps/keys/releases")
+        await page.keyboard.press("Tab")
+        await expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
+        await page.get_by_label("Actions for v1").focus()
+        await page.keyboard.press("Enter")
+        await page.keyboard.press("ArrowDown")
+        await expect(page.get_by_role("link", name="Deploy to Environment")).to_be_focused()
+        await page.keyboard.press("Escape")
+        await expect(page.get_by_label("Actions for v1")).to_be_focused()
+        await page.get_by_role("link", name="Create Release").focus()
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("dialog")).to_be_visible()
+        await page.keyboard.press("Escape")
+        await expect(page.get_by_role("dialog")).to_be_hidden()
+
+
+async def test_two_people_edit_the_draft(shown):
+    await with_releases(shown, "both", "v1")
+    async with shown.page() as mine, shown.page() as theirs:
+        for page, mark in ((mine, "mine"), (theirs, "theirs")):
+            await page.goto("/apps/both/draft")
+            text = page.get_by_role("textbox", name="Draft")
+            await text.fill((await text.input_value()).replace("next", mark))
+        await theirs.get_by_role("button", name="Save draft").click()
+        await expect(theirs.get_by_role("status")).to_contain_text("Saved as version 2")
+        shown.complaints.clear()
+        await mine.get_by_role("button", name="Save draft").click()
+        await expect(mine.get_by_role("alert")).to_contain_text("someone else changed it")
+        assert "mine" in await mine.get_by_role("textbox", name="Draft").input_value()
+        await mine.get_by_role("button", name="Save draft").click()
+        await expect(mine.get_by_role("status")).to_contain_text("Saved as version 3")
+    # The browser notes every answer that is a refusal.
+    assert all("409" in complaint for complaint in shown.complaints)
+    shown.complaints.clear()
+
+
+PAGES = {
+    "apps": "/apps",
+    "releases": "/apps/looks/releases",
+    "create-release": "/apps/looks/new-release",
+    "snapshot": "/apps/looks/releases/v2",
+    "compare": "/apps/looks/compare?from=v1&to=v2",
+    "environments": "/apps/looks/environments",
+    "environment": "/apps/looks/environments/staging",
+    "deploy": "/apps/looks/deploy",
+    "promote": "/apps/looks/promote?from=staging&to=production",
+    "rollback": "/apps/looks/rollback?environment=staging",
+    "draft": "/apps/looks/draft",
+    "gateways": "/gateways",
+    "empty": "/apps/looks/releases?q=nothing",
+}
+# Also dark, and as on a phone.
+KEPT_TWICE = ("releases", "promote")
+
+
+@pytest.fixture(scope="module")
+async def looks(shown):
+    await with_releases(shown, "looks", "v1", "v2")
+    for tag, environment in (("v1", "production"), ("v1", "staging"), ("v2", "staging")):
+        await shown.plane.deploy("looks", tag, environment, reason="tried by hand")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", PAGES)
+async def test_a_page_is_accessible_small_and_fits_a_phone(shown, looks, tmp_path, name, scheme):
+    sizes = []
+    async with shown.page(color_scheme=scheme) as page:
+        page.on("response", lambda response: sizes.append(response))  # noqa: PLW0108 -- the handler gets an attribute
+        await page.goto(PAGES[name])
+        assert sum([len(await response.body()) for response in sizes]) < MAX_PAGE_BYTES
+        await accessible(page)
+        if name == "releases":
+            await page.get_by_role("link", name="Create Release").click()
+            await accessible(page)
+            await picture(page, tmp_path, f"dialog-{scheme}")
+            await page.keyboard.press("Escape")
+            await page.get_by_label("Actions for v2").click()
+            await accessible(page)
+        if scheme == "light" or name in KEPT_TWICE:
+            await picture(page, tmp_path, f"{name}-{scheme}")
+        await page.set_viewport_size({"width": 390, "height": 800})
+        assert await page.evaluate("document.documentElement.scrollWidth") <= 390
+        if scheme == "light" and name in KEPT_TWICE:
+            await picture(page, tmp_path, f"{name}-phone")
+
+
+async def test_mistakes_in_the_draft_are_accessible_too(shown, looks, tmp_path):
+    async with shown.page() as page:
+        await page.goto("/apps/looks/draft")
+        text = page.get_by_role("textbox", name="Draft")
+        await text.fill((await text.input_value()).replace("pipeline: tell", "pipeline: tel"))
+        await page.get_by_role("button", name="Check only").click()
+        await expect(page.get_by_role("alert")).to_contain_text("Did you mean tell?")
+        await accessible(page)
+        await picture(page, tmp_path, "draft-mistakes-light")
+        await page.get_by_role("link", name=re.compile("Line")).click()
+        assert "pipeline: tel" in await page.evaluate("getSelection().toString()")
+    shown.complaints[:] = [complaint for complaint in shown.complaints if "400" not in complaint]
+
+
+async def accessible(page: Page) -> None:
+    """No violation of level A or AA."""
+    found = await Axe().run(page, options={"runOnly": {"type": "tag", "values": LEVELS}})
+    told = [f"{v['id']}: {v['help']}: {[node['html'][:120] for node in v['nodes'][:3]]}" for v in found.response["violations"]]
+    assert told == []
+
+
+async def picture(page: Page, folder: Path, name: str) -> None:
+    """Kept for people; never compared."""
+    kept = SCREENSHOTS if os.environ.get("POINTSMAN_SCREENSHOTS") else folder
+    await page.screenshot(path=kept / f"{name}.png", full_page=True)
