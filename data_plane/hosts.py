@@ -20,7 +20,9 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 EVERY_PUBLIC_HOST = "*"
 ENTRIES = "a host (tools.internal), a suffix (*.example.com), an address, a network (10.0.0.0/8), or * (every host with a public address)"
-HEADER_REFUSED = "HTTP does not allow the value of one of its headers: a line break, or a space at an end (of a secret, perhaps)"
+HEADER_REFUSED = (
+    "HTTP does not allow the value of one of its headers, a secret's perhaps: a line break, a space at an end, or a letter beyond ASCII"
+)
 # RFC 6052: an IPv4 address in the last 32 bits of an IPv6 one.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 # All that IANA gives out for the internet. What else Python calls global leads to IPv4 (::/8) or stays local (fec0::/10).

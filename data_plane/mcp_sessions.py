@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx2
 
-from data_plane.hosts import HostRefusedError
+from data_plane.hosts import HEADER_REFUSED, HostRefusedError
 
 CONNECT_SECONDS = 10.0
 IDLE_SECONDS = 300.0
@@ -169,14 +169,14 @@ class _Session:
         from mcp import Client
         from mcp.client.streamable_http import streamable_http_client
 
-        http = httpx2.AsyncClient(
-            transport=_Contained(self._transport),
-            headers={"accept-encoding": "identity", **self._headers},
-            timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),
-            follow_redirects=False,
-            trust_env=False,
-        )
         try:
+            http = httpx2.AsyncClient(
+                transport=_Contained(self._transport),
+                headers={"accept-encoding": "identity", **self._headers},
+                timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),
+                follow_redirects=False,
+                trust_env=False,
+            )
             async with contextlib.AsyncExitStack() as stack:
                 async with asyncio.timeout(CONNECT_SECONDS):
                     opening = streamable_http_client(self._url, http_client=http, max_sse_event_size=MAX_BODY_BYTES)
@@ -212,6 +212,8 @@ def _cause(error: BaseException) -> Exception:
         error = error.exceptions[0]
     if isinstance(error, HostRefusedError):
         return error
+    if isinstance(error, UnicodeEncodeError):
+        return ConnectionError(HEADER_REFUSED)
     if isinstance(error, TimeoutError):
         return ConnectionError(f"it did not answer within {CONNECT_SECONDS:g} s")
     return ConnectionError(str(error) or type(error).__name__)

@@ -160,7 +160,7 @@ async def test_a_refusal_fails_the_step(upstream: ScriptedUpstream, clients: Cli
         await run(asking(upstream.url, prompt="Hi"), now)
 
 
-@pytest.mark.parametrize("key", [f"{KEY}\r", f"{KEY}\nx: y", f"{KEY} "])
+@pytest.mark.parametrize("key", [f"{KEY}\r", f"{KEY}\nx: y", f"{KEY} ", f"{KEY}ä"])
 async def test_a_key_that_is_no_header_is_not_shown(upstream: ScriptedUpstream, clients: Clients, key: str):
     for failing in (asking(upstream.url, prompt="Hi", key=key), asking(upstream.url, prompt="Hi", key=key, step={"max_retries": 2})):
         now = running(clients)

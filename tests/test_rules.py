@@ -160,6 +160,25 @@ def test_everything_is_told_at_once():
             "a header name",
         ),
         (config(tools=[{"name": "t", "mcp": {"url": "ws://h"}}]), "tools[0].mcp.url", "is not an http or https URL"),
+        (config(tools=[{"name": "t", "mcp": {}}]), "tools[0].mcp.url", "absent, and needed"),
+        (config(tools=[{"name": "t", "mcp": {"url": "http://h/${secret:K}"}}]), "tools[0].mcp.url", "secrets belong in headers"),
+        (config(tools=[{"name": "t", "mcp": {"url": "http://u:p@h"}}]), "tools[0].mcp.url", "has a user or a password"),
+        (config(tools=[{"name": "t", "mcp": {"url": "http://h", "tool": "x" * 257}}]), "tools[0].mcp.tool", "at most 256 characters"),
+        (
+            config(tools=[{"name": "t", "mcp": {"url": "http://h", "headers": {"a b": "1"}}}]),
+            'tools[0].mcp.headers["a b"]',
+            "a header name",
+        ),
+        (
+            config(tools=[{"name": "t", "mcp": {"url": "http://h", "headers": {"A": "${secret:K"}}}]),
+            'tools[0].mcp.headers["A"]',
+            "a secret reference is",
+        ),
+        (
+            config(tools=[{"name": "t", "mcp": {"url": "http://h", "headers": {"A": "1\r\nB: 2"}}}]),
+            'tools[0].mcp.headers["A"]',
+            "has a line break",
+        ),
         (
             config(tools=[{"name": "t", "http": {"url": "http://x", "headers": {"A": "{{ '${secret:K}' }}"}}}]),
             'tools[0].http.headers["A"]',

@@ -167,8 +167,11 @@ async def test_arguments_are_checked_before_anything_is_sent(upstream, clients, 
     assert not upstream.seen
 
 
-async def test_a_header_cannot_be_split(upstream, clients):
+@pytest.mark.parametrize(
+    ("value", "says"), [("1\r\nX-B: 2", "would have a line break"), ("ä", "a letter beyond ASCII"), ("1 ", "a space at an end")]
+)
+async def test_a_header_cannot_be_split_or_broken(upstream, clients, value, says):
     tool = {"headers": {"X-A": "{{ input.a }}"}}
-    with pytest.raises(StepFailed, match="line break"):
-        await run(calling(upstream.url + "/echo", tool=tool), running(clients, a="1\r\nX-B: 2"))
+    with pytest.raises(StepFailed, match=says):
+        await run(calling(upstream.url + "/echo", tool=tool), running(clients, a=value))
     assert not upstream.seen

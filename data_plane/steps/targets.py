@@ -14,6 +14,7 @@ from typing import Any
 import httpx2
 import msgspec
 
+from data_plane.hosts import HEADER_REFUSED
 from data_plane.steps.answers import read_body, retry_after, send
 from data_plane.steps.base import MAX_SHOWN_CHARS, RETRYABLE_STATUSES, Compiling, StepContext, StepError, Usage
 from data_plane.steps.completions import Message, read_message, read_stream
@@ -133,8 +134,10 @@ class Targets:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         try:
             sent = http.build_request("POST", target.url, headers=target.headers, content=msgspec.json.encode(body))
-        except (httpx2.InvalidURL, UnicodeEncodeError) as error:
-            raise StepError(f"{who}: a request to it cannot be made: {error}") from None
+        except UnicodeEncodeError:
+            raise StepError(f"{who}: a request to it cannot be made: {HEADER_REFUSED}") from None
+        except httpx2.InvalidURL as error:
+            raise StepError(f"{who}: its base_url is not a URL: {error}") from None
         response = await send(context.clients, sent, who, retryable=True)
         try:
             if told is not None and response.is_success and "event-stream" in response.headers.get("content-type", ""):

@@ -7,6 +7,7 @@ from typing import Any
 import httpx2
 import msgspec
 
+from data_plane.hosts import HEADER_REFUSED
 from data_plane.steps.answers import read_body, retry_after, send
 from data_plane.steps.base import MAX_SHOWN_CHARS, RETRYABLE_STATUSES, Clients, Compiling, StepError, Variables
 from pointsman.expressions import TOOL_VARIABLES, ExpressionError, Template, compile_template
@@ -65,7 +66,9 @@ class _HttpCall:
             raise StepError(f"tool {self._name!r}: header {broken!r} would have a line break")
         try:
             return clients.http.build_request(self._method, url, headers=headers, content=content)
-        except (httpx2.InvalidURL, UnicodeEncodeError) as error:
+        except UnicodeEncodeError:
+            raise StepError(f"tool {self._name!r}: {HEADER_REFUSED}") from None
+        except httpx2.InvalidURL as error:
             raise StepError(f"tool {self._name!r}: {url[:MAX_SHOWN_CHARS]!r} is not a URL: {error}") from None
 
     def _rendered_headers(self, variables: Variables) -> dict[str, str]:
