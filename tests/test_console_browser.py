@@ -19,7 +19,7 @@ from google.protobuf import json_format
 from playwright.async_api import Browser, Page, async_playwright, expect
 
 from control_plane.cli.sample import sample_text
-from pointsman.v1 import apps_pb2
+from pointsman.v1 import apps_pb2, releases_pb2
 from tests.clients import control_plane_client
 from tests.processes import start_control_plane, start_gateway
 from tests.sample_apps import marked
@@ -73,7 +73,9 @@ async def with_releases(shown: Shown, app: str, *tags: str) -> None:
     """An app with releases, and a draft that differs from them."""
     await shown.plane.apps.CreateApp(apps_pb2.CreateAppRequest(app=app, description="Answers what customers ask"))
     for tag in tags:
-        await shown.plane.create_release(app, tag, marked(tag))
+        create = releases_pb2.CreateReleaseRequest(app=app, tag=tag, description=DESCRIPTIONS.get(tag, ""))
+        json_format.ParseDict(marked(tag), create.config)
+        await shown.plane.releases.CreateRelease(create)
     request = apps_pb2.UpdateDraftRequest(app=app)
     json_format.ParseDict(marked("next"), request.config)
     await shown.plane.apps.UpdateDraft(request)
@@ -175,20 +177,26 @@ async def test_two_people_edit_the_draft(shown):
     shown.complaints.clear()
 
 
+DESCRIPTIONS = {
+    "v1.0.0": "The first one",
+    "v1.1.0": "A friendlier greeting",
+    "v1.2.0": "Answers refunds; asks for the order's number when it is missing from the message",
+    "2026-03-15-fix": "Says so when the order service does not answer",
+}
 PAGES = {
     "apps": "/apps",
-    "releases": "/apps/looks/releases",
-    "create-release": "/apps/looks/new-release",
-    "snapshot": "/apps/looks/releases/v2",
-    "compare": "/apps/looks/compare?from=v1&to=v2",
-    "environments": "/apps/looks/environments",
-    "environment": "/apps/looks/environments/staging",
-    "deploy": "/apps/looks/deploy",
-    "promote": "/apps/looks/promote?from=staging&to=production",
-    "rollback": "/apps/looks/rollback?environment=staging",
-    "draft": "/apps/looks/draft",
+    "releases": "/apps/support-chat/releases",
+    "create-release": "/apps/support-chat/new-release",
+    "snapshot": "/apps/support-chat/releases/v1.2.0",
+    "compare": "/apps/support-chat/compare?from=v1.1.0&to=v1.2.0",
+    "environments": "/apps/support-chat/environments",
+    "environment": "/apps/support-chat/environments/staging",
+    "deploy": "/apps/support-chat/deploy",
+    "promote": "/apps/support-chat/promote?from=staging&to=production",
+    "rollback": "/apps/support-chat/rollback?environment=staging",
+    "draft": "/apps/support-chat/draft",
     "gateways": "/gateways",
-    "empty": "/apps/looks/releases?q=nothing",
+    "empty": "/apps/support-chat/releases?q=nothing",
 }
 # Also dark, and as on a phone.
 KEPT_TWICE = ("releases", "promote")
@@ -196,9 +204,15 @@ KEPT_TWICE = ("releases", "promote")
 
 @pytest.fixture(scope="module")
 async def looks(shown):
-    await with_releases(shown, "looks", "v1", "v2")
-    for tag, environment in (("v1", "production"), ("v1", "staging"), ("v2", "staging")):
-        await shown.plane.deploy("looks", tag, environment, reason="tried by hand")
+    await with_releases(shown, "support-chat", *DESCRIPTIONS)
+    for tag, environment, reason in (
+        ("v1.0.0", "production", "go live"),
+        ("v1.1.0", "production", "kinder"),
+        ("v1.1.0", "staging", "try it"),
+        ("v1.2.0", "staging", "try refunds"),
+        ("2026-03-15-fix", "development", ""),
+    ):
+        await shown.plane.deploy("support-chat", tag, environment, reason=reason)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -215,7 +229,7 @@ async def test_a_page_is_accessible_small_and_fits_a_phone(shown, looks, tmp_pat
             await accessible(page)
             await picture(page, tmp_path, f"dialog-{scheme}")
             await page.keyboard.press("Escape")
-            await page.get_by_label("Actions for v2").click()
+            await page.get_by_label("Actions for v1.2.0").click()
             await accessible(page)
         if scheme == "light" or name in KEPT_TWICE:
             await picture(page, tmp_path, f"{name}-{scheme}")
@@ -227,7 +241,7 @@ async def test_a_page_is_accessible_small_and_fits_a_phone(shown, looks, tmp_pat
 
 async def test_mistakes_in_the_draft_are_accessible_too(shown, looks, tmp_path):
     async with shown.page() as page:
-        await page.goto("/apps/looks/draft")
+        await page.goto("/apps/support-chat/draft")
         text = page.get_by_role("textbox", name="Draft")
         await text.fill((await text.input_value()).replace("pipeline: tell", "pipeline: tel"))
         await page.get_by_role("button", name="Check only").click()
