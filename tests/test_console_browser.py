@@ -20,9 +20,10 @@ from playwright.async_api import Browser, Page, async_playwright, expect
 
 from control_plane.cli.sample import sample_text
 from pointsman.v1 import apps_pb2, releases_pb2
-from tests.clients import control_plane_client
+from tests.clients import ControlPlane, control_plane_client
 from tests.processes import start_control_plane, start_gateway
 from tests.sample_apps import marked
+from tests.simulated_gateway import SimulatedGateway
 
 SCREENSHOTS = Path(__file__).parent / "screenshots"
 LEVELS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
@@ -35,7 +36,8 @@ class Shown:
 
     browser: Browser
     url: str
-    plane: object
+    grpc: str
+    plane: ControlPlane
     complaints: list[str] = field(default_factory=list)
 
     @contextlib.asynccontextmanager
@@ -64,7 +66,7 @@ async def shown(chromium, tmp_path_factory):
         flags = ["--no-sandbox", "--disable-background-networking"]
         browser = await playwright.chromium.launch(executable_path=chromium, args=flags)
         running.push_async_callback(browser.close)
-        shown = Shown(browser, f"http://{server.http}", plane)
+        shown = Shown(browser, f"http://{server.http}", server.grpc, plane)
         yield shown
         assert shown.complaints == []
 
@@ -136,6 +138,37 @@ async def test_deploy_and_roll_back_without_scripts(shown):
         await page.get_by_role("button", name="Roll back to v1").click()
         await expect(page.get_by_role("status")).to_contain_text("v1 is live in production")
     assert (await shown.plane.binding("plain")).release == "v1"
+
+
+async def test_a_rollout_is_followed_until_the_last_gateway_serves_it(shown):
+    await with_releases(shown, "slow", "v1")
+    async with SimulatedGateway("slow-one", apply=False).connected(shown.grpc) as gateway, shown.page() as page:
+        await page.goto("/apps/slow/deploy?release=v1&environment=staging")
+        await page.get_by_role("button", name="Deploy v1 to staging").click()
+        await expect(page.get_by_text("2 of 3 gateways serve")).to_be_visible()
+        await expect(page.get_by_text("1 not yet; they catch up by themselves")).to_be_visible()
+        # It answers the next sign of life, within 5 s.
+        gateway._apply = True
+        await expect(page.get_by_text("3 of 3 gateways serve")).to_be_visible(timeout=10_000)
+        await expect(page.get_by_text(re.compile(r"the last one after \d"))).to_be_visible()
+        await expect(page.get_by_text("not yet")).to_be_hidden()
+
+
+async def test_a_release_that_a_gateway_refuses_is_told_and_may_be_forced(shown):
+    await with_releases(shown, "bad", "v1")
+    async with SimulatedGateway("picky", refuse=lambda _: "secret KEY is missing").connected(shown.grpc), shown.page() as page:
+        await page.goto("/apps/bad/deploy?release=v1&environment=staging")
+        await page.get_by_label("Reason").fill("urgent")
+        await page.get_by_role("button", name="Deploy v1 to staging").click()
+        await expect(page.get_by_role("alert")).to_contain_text("secret KEY is missing")
+        await accessible(page)
+        assert await page.get_by_label("Reason").input_value() == "urgent"
+        await page.get_by_label("Do it although gateways refuse it").check()
+        await page.get_by_role("button", name="Deploy v1 to staging").click()
+        await expect(page.get_by_role("status")).to_contain_text("v1 is live in staging")
+        await expect(page.get_by_text("FORCED")).to_be_visible()
+    # The browser notes every answer that is a refusal.
+    shown.complaints[:] = [complaint for complaint in shown.complaints if "412" not in complaint]
 
 
 async def test_the_dialog_and_the_menus_are_used_by_keyboard_alone(shown):

@@ -77,8 +77,8 @@ class Visit:
         return str(self._request.path_params[name])
 
     def asked(self, name: str) -> str:
-        """A value of the query, without surrounding spaces."""
-        return self._request.query_params.get(name, "").strip()
+        """A value of the query, without surrounding spaces, and without the zeros that PostgreSQL does not take."""
+        return self._request.query_params.get(name, "").replace("\0", "").strip()
 
     def typed(self, name: str, default: str = "") -> str:
         """A field of the form, without surrounding spaces."""
@@ -94,11 +94,6 @@ class Visit:
         if given and not re.fullmatch(r"[0-9]{1,18}", given):
             raise InvalidField([Violation(name, f"{given[:40]!r} is not a whole number")])
         return int(given) if given else None
-
-    @property
-    def wants_fragment(self) -> bool:
-        """Whether the page's own script asks, which takes a part of a page."""
-        return self._request.headers.get("accept", "").startswith("text/x-fragment")
 
     @property
     def origin_host(self) -> str:
@@ -166,4 +161,4 @@ async def read_form(request: Request, limit: int) -> dict[str, str]:
         fields = parse_qsl(body.decode("ascii"), keep_blank_values=True, max_num_fields=MAX_FORM_FIELDS, errors="strict")
     except ValueError as error:
         raise InvalidField([Violation("", f"the form cannot be read: {error}")]) from error
-    return {name: value.replace("\r\n", "\n") for name, value in fields}
+    return {name: value.replace("\r\n", "\n").replace("\0", "") for name, value in fields}
