@@ -27,6 +27,7 @@ from control_plane.service.paging import PageRequest
 from control_plane.service.releases import Releases
 from control_plane.service.snapshots import snapshot_of
 from control_plane.storage import open_store
+from control_plane.storage.base import Store
 from pointsman.settings import Address
 from pointsman.v1.config_pb2 import AppConfig
 from tests.sample_apps import marked
@@ -42,6 +43,7 @@ class Site:
 
     http: httpx2.AsyncClient
     parts: Parts
+    store: Store
 
     async def draft(self, app: str, mark: str, **changes: Any) -> None:
         """Fills the draft of an app, which is created when it is not there."""
@@ -99,7 +101,7 @@ async def open_site(folder: Path) -> AsyncIterator[Site]:
     transport = httpx2.ASGITransport(make_app(store, Metrics(), Console(parts, "console.example")))
     try:
         async with httpx2.AsyncClient(transport=transport, base_url="http://localhost:7480") as http:
-            yield Site(http, parts)
+            yield Site(http, parts, store)
     finally:
         await hub.close()
         await store.close()

@@ -1,0 +1,47 @@
+"""The console as part of a control-plane process: forms across replicas, and what an open page does to a shutdown."""
+
+from __future__ import annotations
+
+import time
+
+import httpx2
+
+from control_plane.console.app import Console
+from control_plane.http import make_app
+from control_plane.metrics import Metrics
+from pointsman.v1 import apps_pb2
+from tests.clients import control_plane_client
+from tests.console_app import open_site
+from tests.processes import start_control_plane
+from tests.sample_apps import marked
+from tests.simulated_gateway import SimulatedGateway
+
+
+async def test_a_form_that_one_replica_made_is_taken_by_another(tmp_path):
+    async with open_site(tmp_path) as site:
+        form = await site.hidden("/apps")
+        other = make_app(site.store, Metrics(), Console(site.parts, ""))
+        async with httpx2.AsyncClient(
+            transport=httpx2.ASGITransport(other), base_url="http://localhost:7481", cookies=dict(site.http.cookies)
+        ) as http:
+            assert (await http.post("/apps", data=form | {"app": "shop"})).status_code == 303
+        assert "No release yet" not in await site.page("/apps/shop/releases")
+
+
+async def test_a_page_that_follows_a_rollout_does_not_hold_up_the_end(tmp_path):
+    async with start_control_plane(tmp_path) as server, control_plane_client(server) as plane:
+        await plane.apps.CreateApp(apps_pb2.CreateAppRequest(app="shop"))
+        await plane.create_release("shop", "v1", marked("v1"))
+        url = f"http://{server.http}/apps/shop/environments/staging/rollout"
+        async with (
+            SimulatedGateway("east", apply=False).connected(server.grpc),
+            httpx2.AsyncClient(timeout=20, trust_env=False) as http,
+        ):
+            await plane.deploy("shop", "v1", "staging", force=True, wait={"nanos": 1000})
+            async with http.stream("GET", url) as events:
+                lines = events.aiter_lines()
+                assert await anext(lines) == "event: rollout"
+                started = time.monotonic()
+                assert await server.stop() == 0
+                assert time.monotonic() - started < 8
+                assert "event: end" in [line async for line in lines]
