@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
+from pathlib import Path
 
 import click
 
+from control_plane.authority import Authority
 from control_plane.config import Settings
 from control_plane.console.app import Console
 from control_plane.console.parts import Parts
@@ -16,11 +19,13 @@ from control_plane.http import make_app
 from control_plane.hub import Hub
 from control_plane.metrics import Metrics
 from control_plane.rpc.apps import AppServicer
+from control_plane.rpc.authorisation import Authorisation
 from control_plane.rpc.deployments import DeploymentServicer
 from control_plane.rpc.environments import EnvironmentServicer
 from control_plane.rpc.executions import ExecutionServicer
 from control_plane.rpc.gateways import GatewayServicer
 from control_plane.rpc.releases import ReleaseServicer
+from control_plane.rpc.tokens import TokenServicer
 from control_plane.service.apps import Apps
 from control_plane.service.calls import utc_now
 from control_plane.service.deployments import Deployments
@@ -29,11 +34,13 @@ from control_plane.service.executions import Executions
 from control_plane.service.past import Past
 from control_plane.service.releases import Releases
 from control_plane.service.retention import Retention
+from control_plane.service.tokens import Tokens, bootstrap
 from control_plane.storage import CannotOpenStore, ExecutionStore, open_executions, open_peers, open_store
+from control_plane.storage.base import Store
 from control_plane.sweeper import Sweeper
 from control_plane.tail import Tail
 from pointsman.serving import GrpcServer, StartupError, run
-from pointsman.settings import settings_options
+from pointsman.settings import is_loopback, settings_options
 from pointsman.v1 import (
     apps_pb2,
     apps_pb2_grpc,
@@ -47,6 +54,8 @@ from pointsman.v1 import (
     gateways_pb2_grpc,
     releases_pb2,
     releases_pb2_grpc,
+    tokens_pb2,
+    tokens_pb2_grpc,
 )
 from pointsman.web import HttpServer
 
@@ -60,6 +69,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             raise StartupError(str(error)) from error
         closing.push_async_callback(store.close)
         kept = await _open_executions(settings, store.store_id, closing)
+        if settings.bootstrap_token_file is not None:
+            await _bootstrap(store, settings.bootstrap_token_file)
         hub = Hub(store)
         await hub.start()
         closing.push_async_callback(hub.close)
@@ -79,7 +90,11 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
 
         metrics = Metrics()
         metrics.watch(hub, gateways)
-        grpc_server = GrpcServer(observe=metrics.observe)
+        authority = Authority(hub, store, utc_now)
+        _check_reach(settings, authority)
+        noting = asyncio.create_task(authority.run(), name="authority")
+        closing.push_async_callback(_ended, noting)
+        grpc_server = GrpcServer(authorise=Authorisation(authority), observe=metrics.observe)
         server = grpc_server.services
         apps_pb2_grpc.add_AppServiceServicer_to_server(AppServicer(apps), server)
         environments_pb2_grpc.add_EnvironmentServiceServicer_to_server(EnvironmentServicer(environments), server)
@@ -87,7 +102,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         deployments_pb2_grpc.add_DeploymentServiceServicer_to_server(DeploymentServicer(deployments, Past(store), hub), server)
         gateways_pb2_grpc.add_GatewayServiceServicer_to_server(GatewayServicer(gateways, hub, releases, executions, store.store_id), server)
         executions_pb2_grpc.add_ExecutionServiceServicer_to_server(ExecutionServicer(executions, tail), server)
-        files = (apps_pb2, environments_pb2, releases_pb2, deployments_pb2, gateways_pb2, executions_pb2)
+        tokens_pb2_grpc.add_TokenServiceServicer_to_server(TokenServicer(Tokens(store, gateways, utc_now)), server)
+        files = (apps_pb2, environments_pb2, releases_pb2, deployments_pb2, gateways_pb2, executions_pb2, tokens_pb2)
         await grpc_server.start(
             settings.listen, [service.full_name for file in files for service in file.DESCRIPTOR.services_by_name.values()]
         )
@@ -112,6 +128,35 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         await grpc_server.drain()
         tail.close()
         await hub.close()
+
+
+async def _bootstrap(store: Store, path: Path) -> None:
+    """Writes the first admin token's secret, when there is no token yet. Raises StartupError."""
+    secret = await bootstrap(store, utc_now())
+    if secret is None:
+        return
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(secret + "\n")
+    except OSError as error:
+        again = "`pointsman token bootstrap --force` makes another"
+        raise StartupError(f"the first admin token was made and cannot be written to {path}: {error.strerror}; {again}") from error
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def _check_reach(settings: Settings, authority: Authority) -> None:
+    """Raises StartupError when other machines could do everything here, and nobody said that they may."""
+    reached = [str(address) for address in (settings.listen, settings.http) if not is_loopback(address)]
+    if reached and authority.is_open and not settings.insecure:
+        raise StartupError(
+            f"other machines could reach {' and '.join(reached)}, and there are no tokens yet: make one with `pointsman token bootstrap` "
+            "(or --bootstrap-token-file), listen on 127.0.0.1, or start with --insecure"
+        )
 
 
 async def _open_executions(settings: Settings, store_id: str, closing: contextlib.AsyncExitStack) -> ExecutionStore:

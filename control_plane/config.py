@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import click
 
@@ -22,4 +23,10 @@ class Settings:
     )
     keep_executions_days: int = setting(30, "For how many days executions are kept.", kind=click.IntRange(1, 36_500))
     keep_executions_rows: int = setting(1_000_000, "How many executions of an environment are kept, about.", kind=click.IntRange(1))
+    insecure: bool = setting(
+        default=False, description="Let everybody in from other machines too, as long as there are no tokens; for trying things out."
+    )
+    bootstrap_token_file: Path | None = setting(
+        None, "Where the first admin token is written to, when there is no token yet.", kind=click.Path(dir_okay=False, path_type=Path)
+    )
     drain_seconds: float = setting(5.0, "How long running calls may go on after SIGTERM.", kind=click.FloatRange(0, 3600))

@@ -243,19 +243,21 @@ class Gateways:
         if rejections:
             raise _rejected(targets, rejections)
 
-    async def rollout(self, bindings: Sequence[Binding], wait_seconds: float, *, started: float) -> Rollout:
+    async def rollout(self, bindings: Sequence[Binding], wait_seconds: float, *, started: float, revision: int = 0) -> Rollout:
         """Waits until every connected subscriber of all replicas serves the bindings, at most so long; then tells who does.
 
-        `started` is the time.monotonic() of the commit. A replica that lives and does not answer is one that is pending.
+        Without bindings: until every gateway has applied the revision. `started` is the time.monotonic() of the commit. A replica that
+        lives and does not answer is one that is pending.
         """
-        request = RolloutRequest(tuple(bindings), max(wait_seconds, 0.0))
+        revision = max((binding.revision for binding in bindings), default=revision)
+        request = RolloutRequest(tuple(bindings), max(wait_seconds, 0.0), revision)
         replies = await self._everywhere(self._rollout_here(request), request, RolloutAnswer, request.seconds)
         pending = [gateway_id for answer in replies.answers for gateway_id in answer.pending]
         pending += [f"replica {address}" for address in replies.silent]
         rejected = [rejection for answer in replies.answers for rejection in answer.rejected.items()]
         total = sum(answer.members for answer in replies.answers) + len(replies.silent)
         return Rollout(
-            revision=max(binding.revision for binding in bindings),
+            revision=revision,
             total=total,
             applied=total - len(pending) - len(rejected),
             pending=sorted(pending),
@@ -304,8 +306,8 @@ class Gateways:
 
     async def _rollout_here(self, request: RolloutRequest) -> RolloutAnswer:
         bindings = request.bindings
-        subscribed = (s for s in self._connected if any(s.subscribes(b.app, b.environment) for b in bindings))
-        waiting = _RolloutRound(subscribed, max(binding.revision for binding in bindings))
+        subscribed = (s for s in self._connected if not bindings or any(s.subscribes(b.app, b.environment) for b in bindings))
+        waiting = _RolloutRound(subscribed, request.revision)
         if waiting.pending and request.seconds > 0:
             self._rollouts.add(waiting)
             try:

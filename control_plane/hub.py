@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
+from typing import NamedTuple
 
 import structlog
 
-from control_plane.model import Binding, StalenessPolicy
+from control_plane.model import Binding, StalenessPolicy, Token
 from control_plane.storage.base import ReadTransaction, Store
 from pointsman.errors import StoreUnavailable
 
 RETRY_SECONDS = (0.1, 5.0)
 # How finely beats are told; a watcher may be late by this much.
 TICK_SECONDS = 0.25
+TICKS_BETWEEN_LOOKS = 4
 
 log = structlog.get_logger()
 
@@ -74,6 +77,15 @@ class Watcher:
             self._waiter.set_result(None)
 
 
+class _News(NamedTuple):
+    """What the store has newer."""
+
+    revision: int
+    bindings: Sequence[Binding] = ()
+    policies: Sequence[StalenessPolicy] = ()
+    tokens: Sequence[Token] = ()
+
+
 class Hub:
     """All bindings, as of `revision`."""
 
@@ -84,6 +96,8 @@ class Hub:
         # In the order of their revisions, oldest first: what is newer than a revision is at the end.
         self._bindings: dict[tuple[str, str], Binding] = {}
         self._policies: dict[str, StalenessPolicy] = {}
+        self.tokens: dict[str, Token] = {}
+        """By token_id, revoked ones included."""
         self.shortest_staleness_seconds = math.inf
         """The shortest max_staleness of any environment: who is told less often takes itself for stale."""
         self._watchers: set[Watcher] = set()
@@ -141,27 +155,34 @@ class Hub:
         """Policies set after the revision, those of deleted environments included; of all environments when empty."""
         return [p for p in self._policies.values() if p.revision > revision and (not environments or p.environment in environments)]
 
+    def tokens_newer_than(self, revision: int) -> list[Token]:
+        """Tokens made or revoked after the revision."""
+        return [token for token in self.tokens.values() if token.revision > revision]
+
     async def refresh(self) -> None:
         """Takes what the store has newer, and wakes the watchers when there is something. Raises StoreUnavailable."""
 
-        async def work(tx: ReadTransaction) -> tuple[int, list[Binding], list[StalenessPolicy]]:
+        async def work(tx: ReadTransaction) -> _News:
             revision = await tx.revision()
             if revision <= self.revision:
-                return revision, [], []
-            return revision, await tx.bindings_since(self.revision), await tx.staleness_policies_since(self.revision)
+                return _News(revision)
+            since = self.revision
+            bindings, policies = await tx.bindings_since(since), await tx.staleness_policies_since(since)
+            return _News(revision, bindings, policies, await tx.tokens_since(since))
 
         async with self._refreshing:
-            revision, bindings, policies = await self._store.read(work)
-            if revision <= self.revision:
+            news = await self._store.read(work)
+            if news.revision <= self.revision:
                 return
-            for binding in bindings:
+            for binding in news.bindings:
                 self._bindings.pop((binding.app, binding.environment), None)
                 self._bindings[binding.app, binding.environment] = binding
-            if policies:
-                self._policies |= {policy.environment: policy for policy in policies}
+            self.tokens |= {token.token_id: token for token in news.tokens}
+            if news.policies:
+                self._policies |= {policy.environment: policy for policy in news.policies}
                 limits = (policy.max_staleness for policy in self._policies.values() if policy.max_staleness)
                 self.shortest_staleness_seconds = min((limit.total_seconds() for limit in limits), default=math.inf)
-            self.revision = revision
+            self.revision = news.revision
         self._wake_all()
 
     def _wake_all(self) -> None:
@@ -169,9 +190,12 @@ class Hub:
             watcher.wake()
 
     async def _tick(self) -> None:
-        while True:
+        for tick in itertools.count(1):
             await asyncio.sleep(TICK_SECONDS)
             now = time.monotonic()
+            if tick % TICKS_BETWEEN_LOOKS == 0:
+                # A store in a file tells nobody of what another process writes, such as a first token.
+                self._doorbell.set()
             for watcher in self._watchers:
                 watcher.tick(now)
 

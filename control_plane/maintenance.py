@@ -13,10 +13,13 @@ import click
 import structlog
 
 from control_plane.config import Settings
-from control_plane.storage import POSTGRES_PREFIXES, CannotCopyStore, CannotOpenStore, sqlite_path
+from control_plane.service.calls import utc_now
+from control_plane.service.tokens import bootstrap
+from control_plane.storage import POSTGRES_PREFIXES, CannotCopyStore, CannotOpenStore, open_store, sqlite_path
 from control_plane.storage.copying import copy_store
 from pointsman.errors import StoreUnavailable
 from pointsman.settings import describe
+from pointsman.tokens import token_id_of
 
 REFUSED = 1
 MIB = 1024 * 1024
@@ -73,6 +76,39 @@ def copy(source: str, target: str, output: str) -> None:
     rows = "\n".join(f"{table}: {count.rows} ({count.copied} copied now)" for table, count in made.tables.items())
     text = f"{rows}\nstore {made.store_id}, revision {made.revision}: everything is there, every digest is right"
     tell(output, dataclasses.asdict(made), text)
+
+
+@main.group()
+def token() -> None:
+    """Tokens, on the store's machine."""
+
+
+@token.command("bootstrap")
+@click.option(_STORE.flag, envvar=_STORE.variable, default=_STORE.default, show_default=True, show_envvar=True, help="URL of the store")
+@click.option("--force", is_flag=True, help="Make one more although there are tokens: when the last admin token is lost.")
+@output_option
+def bootstrap_token(store: str, output: str, *, force: bool) -> None:
+    """Make the first admin token and print its secret, once. From then on every call needs a token.
+
+    Example: pointsman token bootstrap --store sqlite:////var/lib/pointsman/pointsman.db
+    """
+
+    async def work() -> str | None:
+        opened = await open_store(store, beside=True)
+        try:
+            return await bootstrap(opened, utc_now(), force=force)
+        finally:
+            await opened.close()
+
+    try:
+        secret = asyncio.run(work())
+    except CannotOpenStore as error:
+        refuse(str(error))
+    except StoreUnavailable as error:
+        refuse(error.message)
+    if secret is None:
+        refuse("there are tokens already; an admin makes others with `pointsman token create`, or --force makes one more admin token")
+    tell(output, {"token_id": token_id_of(secret), "role": "ADMIN", "secret": secret}, secret)
 
 
 def tell(output: str, found: dict[str, Any], text: str) -> None:

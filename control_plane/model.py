@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 
@@ -228,3 +228,45 @@ class GatewayInfo:
     def rejection_of(self, binding: Binding) -> str | None:
         """Why it does not serve this binding, if it said so."""
         return next((reason for rejection in self.rejections if (reason := rejection.why_not(binding)) is not None), None)
+
+
+class Role(enum.Enum):
+    """What a token allows; those of tokens.proto."""
+
+    VIEWER = "VIEWER"
+    DEVELOPER = "DEVELOPER"
+    DEPLOYER = "DEPLOYER"
+    TRIGGER = "TRIGGER"
+    GATEWAY = "GATEWAY"
+    ADMIN = "ADMIN"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimit:
+    """Triggers to each gateway, on average and at once (0: as many as in one second)."""
+
+    requests_per_second: float
+    burst: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """What a secret allows whose SHA-256 is `secret_hash`; empty `apps`, `environments`, `endpoints`: all.
+
+    One that was revoked has no secret_hash. `revision` is that at which it was made or revoked.
+    """
+
+    token_id: str
+    secret_hash: bytes = field(repr=False)
+    name: str
+    role: Role
+    apps: tuple[str, ...] = ()
+    environments: tuple[str, ...] = ()
+    endpoints: tuple[str, ...] = ()
+    rate_limit: RateLimit | None = None
+    expire_time: datetime | None = None
+    create_time: datetime
+    created_by: str
+    revision: int
+    revoke_time: datetime | None = None
+    last_used_time: datetime | None = None

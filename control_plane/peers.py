@@ -27,10 +27,11 @@ class PrepareAnswer(msgspec.Struct, frozen=True):
 
 
 class RolloutRequest(msgspec.Struct, frozen=True, tag=True):
-    """Which of your gateways serve the bindings? Answer when all do, at most so long from now."""
+    """Which of your gateways serve the bindings, or without any, are at the revision? Answer when all do, at most so long from now."""
 
     bindings: tuple[Binding, ...]
     seconds: float
+    revision: int
 
 
 class RolloutAnswer(msgspec.Struct, frozen=True):

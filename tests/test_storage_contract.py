@@ -18,10 +18,13 @@ from control_plane.model import (
     Draft,
     Environment,
     Pruning,
+    RateLimit,
     Release,
     RememberedRequest,
+    Role,
     StaleAction,
     StalenessPolicy,
+    Token,
 )
 from control_plane.storage import open_store
 from control_plane.storage.base import Store, Transaction
@@ -184,6 +187,44 @@ async def test_a_staleness_policy_is_told_with_its_environment_and_kept_beyond_i
     gone = StalenessPolicy(environment="production", revision=3)
     await write(store, lambda tx: tx.delete_environment("production"), lambda tx: tx.set_staleness_policy(gone))
     assert await store.read(lambda tx: tx.staleness_policies_since(0)) == [second, gone]
+
+
+async def test_tokens_are_told_since_a_revision_and_revoked_for_good(store):
+    def token(name, revision, **more):
+        told = {
+            "token_id": name * 16,
+            "secret_hash": name.encode() * 32,
+            "name": name,
+            "role": Role.TRIGGER,
+            "create_time": NOW,
+            "created_by": "me",
+        }
+        return Token(**(told | {"revision": revision} | more))
+
+    limited = {"apps": ("shop",), "environments": ("staging", "production"), "endpoints": ("a/b",)}
+    first = token("a", 1, **limited, rate_limit=RateLimit(requests_per_second=0.5, burst=3), expire_time=NOW + timedelta(days=1))
+    second = token("b", 2, role=Role.ADMIN)
+
+    async def work(tx):
+        for one in (first, second):
+            assert await tx.next_revision() == one.revision
+            await tx.insert_token(one)
+
+    await store.write(work)
+    assert await store.read(lambda tx: tx.token("a" * 16)) == first
+    assert await store.read(lambda tx: tx.token("c" * 16)) is None
+    assert await store.read(lambda tx: tx.tokens(after="", limit=9)) == [second, first]
+    assert await store.read(lambda tx: tx.tokens(after="b" * 16, limit=9)) == [first]
+    assert await store.read(lambda tx: tx.tokens_since(1)) == [second]
+    later = NOW + timedelta(hours=1)
+    await write(store, lambda tx: tx.revoke_token("a" * 16, revision=3, revoke_time=later))
+    revoked = replace(first, secret_hash=b"", revision=3, revoke_time=later)
+    assert await store.read(lambda tx: tx.tokens_since(2)) == [revoked]
+    await write(store, lambda tx: tx.note_tokens_used({"b" * 16: later, "c" * 16: later}))
+    await write(store, lambda tx: tx.note_tokens_used({"b" * 16: NOW}))
+    assert (await store.read(lambda tx: tx.token("b" * 16))).last_used_time == later
+    with pytest.raises(Exception, match="(?i)unique"):
+        await write(store, lambda tx: tx.insert_token(second))
 
 
 async def test_releases_and_snapshots(store):

@@ -70,6 +70,7 @@ COMMANDS = {
     "rollback-report": ("control_plane.cli.verdicts:rollback_report", "What a release did until it was replaced."),
     "drill": ("control_plane.cli.drills:command", "Rehearse failures: gateways without their control plane."),
     "environment": ("control_plane.cli.environments:command", "Environments: create, list, update, delete."),
+    "token": ("control_plane.cli.tokens:command", "Tokens: bootstrap, create, list, revoke."),
     "backup": ("control_plane.cli:backup", "Copy a SQLite store while it is used."),
     "copy-store": ("control_plane.cli:copy_store", "Move an installation to another store."),
     "control-plane": ("control_plane.cli:control_plane", "Serve the control plane."),
@@ -105,14 +106,14 @@ _PASS_ALL = {"ignore_unknown_options": True, "help_option_names": []}
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def control_plane(arguments: tuple[str, ...]) -> None:
     """Becomes the control plane's process."""
-    _become("control_plane", arguments)
+    become("control_plane", arguments)
 
 
 @click.command(context_settings=_PASS_ALL)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def gateway(arguments: tuple[str, ...]) -> None:
     """Becomes the gateway's process."""
-    _become("data_plane", arguments)
+    become("data_plane", arguments)
 
 
 @click.command(context_settings=_PASS_ALL)
@@ -133,9 +134,10 @@ def copy_store(ctx: click.Context, arguments: tuple[str, ...]) -> None:
 
 def _maintain(ctx: click.Context, what: str, arguments: tuple[str, ...]) -> NoReturn:
     output = ctx.find_root().params.get("output")
-    _become("control_plane.maintenance", (what, *(["-o", output] if output else []), *arguments))
+    become("control_plane.maintenance", (what, *(["-o", output] if output else []), *arguments))
 
 
-def _become(module: str, arguments: tuple[str, ...]) -> NoReturn:
+def become(module: str, arguments: tuple[str, ...]) -> NoReturn:
+    """Runs a module in the place of this process."""
     # -P: a folder of the same name where the command is called must not take the module's place.
     os.execv(sys.executable, [sys.executable, "-P", "-m", module, *arguments])  # noqa: S606 -- no shell is wanted

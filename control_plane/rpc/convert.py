@@ -10,6 +10,8 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from control_plane import model
+from control_plane.authority import actor_of
+from control_plane.rpc.authorisation import CALLER
 from control_plane.service.calls import ANONYMOUS, Call, fingerprint_of
 from control_plane.service.deployments import Deployed
 from control_plane.service.paging import PageRequest
@@ -22,6 +24,7 @@ from pointsman.v1.environments_pb2 import Environment
 from pointsman.v1.environments_pb2 import StalenessPolicy as StalenessPolicyMessage
 from pointsman.v1.gateways_pb2 import Gateway
 from pointsman.v1.releases_pb2 import Release
+from pointsman.v1.tokens_pb2 import RateLimit, Token, TokenVerifier
 
 ACTOR_METADATA = "x-actor"
 MAX_ACTOR_CHARS = 128
@@ -54,14 +57,22 @@ def duration(seconds: float) -> Duration:
     return found
 
 
-def call_of(request: Any, context: Any) -> Call:
-    """Who asks and how, of a mutation. Without tokens the caller may name itself in the metadata `x-actor`."""
+def _actor(context: Any) -> str:
+    """Whose token was shown; while there are no tokens callers may name themselves, in the metadata `x-actor`."""
+    caller = CALLER.get()
+    if caller is not None:
+        return actor_of(caller)
     metadata = dict(context.invocation_metadata() or ())
-    named = str(metadata.get(ACTOR_METADATA, "")).strip()[:MAX_ACTOR_CHARS]
+    return str(metadata.get(ACTOR_METADATA, "")).strip()[:MAX_ACTOR_CHARS] or ANONYMOUS
+
+
+def call_of(request: Any, context: Any) -> Call:
+    """Who asks and how, of a mutation."""
+    actor = _actor(context)
     if not request.request_id:
-        return Call(actor=named or ANONYMOUS, validate_only=request.validate_only)
+        return Call(actor=actor, validate_only=request.validate_only)
     return Call(
-        actor=named or ANONYMOUS,
+        actor=actor,
         request_id=request.request_id,
         fingerprint=fingerprint_of(request),
         validate_only=request.validate_only,
@@ -215,3 +226,43 @@ def gateway(info: model.GatewayInfo, bindings: list[model.Binding]) -> Gateway:
             if found.deployment is not None
         ],
     )
+
+
+def token(found: model.Token) -> Token:
+    """A token as a message, without its hash."""
+    return Token(
+        token_id=found.token_id,
+        name=found.name,
+        role=Token.Role.Value(found.role.value),
+        apps=found.apps,
+        environments=found.environments,
+        endpoints=found.endpoints,
+        rate_limit=_rate_limit(found),
+        expire_time=timestamp(found.expire_time),
+        create_time=timestamp(found.create_time),
+        created_by=found.created_by,
+        revoke_time=timestamp(found.revoke_time),
+        last_used_time=timestamp(found.last_used_time),
+    )
+
+
+def verifier(found: model.Token) -> TokenVerifier:
+    """What gateways are told of a token; of one that was revoked, only that."""
+    if not found.secret_hash:
+        return TokenVerifier(token_id=found.token_id, revision=found.revision)
+    return TokenVerifier(
+        token_id=found.token_id,
+        secret_hash=found.secret_hash,
+        role=Token.Role.Value(found.role.value),
+        apps=found.apps,
+        environments=found.environments,
+        endpoints=found.endpoints,
+        rate_limit=_rate_limit(found),
+        expire_time=timestamp(found.expire_time),
+        revision=found.revision,
+    )
+
+
+def _rate_limit(found: model.Token) -> RateLimit | None:
+    limit = found.rate_limit
+    return RateLimit(requests_per_second=limit.requests_per_second, burst=limit.burst) if limit is not None else None

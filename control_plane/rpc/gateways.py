@@ -212,6 +212,7 @@ class _Updates:
                 bindings=[convert.binding(b) for b in bindings if told or b.deployment is not None],
                 synced=synced,
                 staleness_policies=map(convert.staleness_policy, policies),
+                tokens=map(convert.verifier, self._hub.tokens_newer_than(told)),
             )
             found = self._serialised[key] = pb.SyncResponse(update=update).SerializeToString()
         return found

@@ -15,20 +15,22 @@ POSTGRES_PREFIXES = ("postgresql://", "postgres://")
 UNFINISHED_COPY = "unfinished copy of "
 
 
-async def open_store(url: str) -> Store:
+async def open_store(url: str, *, beside: bool = False) -> Store:
     """Opens the store that a URL names, as open_any_store; but not the unfinished copy of another.
+
+    `beside`: for a moment, also while a control plane uses it.
 
     Raises:
         CannotOpenStore: with one line for a person.
     """
-    store = await open_any_store(url)
+    store = await open_any_store(url, beside=beside)
     if store.store_id.startswith(UNFINISHED_COPY):
         await store.close()
         raise CannotOpenStore(f"the store {store.location} is an {store.store_id}: finish it with `pointsman copy-store`")
     return store
 
 
-async def open_any_store(url: str) -> Store:
+async def open_any_store(url: str, *, beside: bool = False) -> Store:
     """Opens the store that a URL names.
 
     sqlite:///PATH, with an absolute PATH too (sqlite:////var/lib/...), or postgresql://USER@HOST/DATABASE as libpq knows it.
@@ -45,7 +47,7 @@ async def open_any_store(url: str) -> Store:
     path = sqlite_path(url)
     from control_plane.storage.sqlite import SqliteStore
 
-    return SqliteStore(path)
+    return SqliteStore(path, beside=beside)
 
 
 def sqlite_path(url: str) -> Path:

@@ -6,12 +6,23 @@ A store keeps rows; it decides nothing. Services decide, inside a transaction: t
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol, TypeVar
 
 from control_plane.execution_model import Execution, Figures, Report, Use, Wanted
-from control_plane.model import App, Binding, Deployment, Draft, Environment, Pruning, Release, RememberedRequest, StalenessPolicy
+from control_plane.model import (
+    App,
+    Binding,
+    Deployment,
+    Draft,
+    Environment,
+    Pruning,
+    Release,
+    RememberedRequest,
+    StalenessPolicy,
+    Token,
+)
 
 T = TypeVar("T")
 
@@ -123,6 +134,15 @@ class ReadTransaction(Protocol):
     async def last_deployment_of(self, app: str, environment: str, release: str) -> Deployment | None:
         """The newest entry that made this release live there."""
 
+    async def token(self, token_id: str) -> Token | None:
+        """One token, also when it was revoked."""
+
+    async def tokens(self, *, after: str, limit: int) -> list[Token]:
+        """At most `limit` tokens, newest first, older than the one with id `after` (empty: from the newest)."""
+
+    async def tokens_since(self, revision: int) -> list[Token]:
+        """Every token that was made or revoked at a greater revision, in the order in which they were made."""
+
     async def remembered_request(self, caller: str, request_id: str) -> RememberedRequest | None:
         """The first answer given to this request."""
 
@@ -177,6 +197,15 @@ class Transaction(ReadTransaction, Protocol):
 
         Since when it is gone can never be updated or deleted after.
         """
+
+    async def insert_token(self, token: Token) -> None:
+        """The id must be free."""
+
+    async def revoke_token(self, token_id: str, *, revision: int, revoke_time: datetime) -> None:
+        """Must exist. Its hash is gone after that."""
+
+    async def note_tokens_used(self, used: Mapping[str, datetime]) -> None:
+        """When tokens were shown; an earlier time, or a token that does not exist, changes nothing. Takes no revision."""
 
     async def remember_request(self, request: RememberedRequest) -> None:
         """(caller, request_id) must be free."""

@@ -33,6 +33,7 @@ TABLES = (
     "unbindings",
     "requests",
     "staleness_policies",
+    "tokens",
 )
 # What each store has of its own; and executions, which are records of the past that nothing refers to.
 NOT_COPIED = (

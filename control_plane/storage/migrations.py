@@ -100,6 +100,32 @@ def _let_deployments_outlive_releases(db: Database) -> None:
     db.execute("DROP TABLE bindings_aside")
 
 
+@steps()
+def tokens(db: Database) -> None:
+    """Who may do what."""
+    db.execute(
+        """CREATE TABLE tokens (
+            position INTEGER PRIMARY KEY AUTOINCREMENT,
+            token_id TEXT NOT NULL UNIQUE,
+            secret_hash BLOB NOT NULL,
+            name TEXT NOT NULL,
+            role TEXT NOT NULL,
+            apps TEXT NOT NULL,
+            environments TEXT NOT NULL,
+            endpoints TEXT NOT NULL,
+            requests_per_second REAL,
+            burst INTEGER,
+            expire_time INTEGER,
+            create_time INTEGER NOT NULL,
+            created_by TEXT NOT NULL,
+            revision INTEGER NOT NULL,
+            revoke_time INTEGER,
+            last_used_time INTEGER
+        ) STRICT"""
+    )
+    db.execute("CREATE INDEX tokens_newest ON tokens (revision)")
+
+
 def _refuse_changes(db: Database, table: str) -> None:
     for verb in ("UPDATE", "DELETE"):
         db.execute(

@@ -24,6 +24,7 @@ from control_plane.storage.postgres_connection import cause_of, commit, connect,
 from control_plane.storage.postgres_following import CHANNEL, Limits, listen, mark, outcome
 from control_plane.storage.postgres_schema import bring_up_to_date
 from control_plane.storage.sql_history import SqlHistory
+from control_plane.storage.sql_tokens import SqlTokens
 from pointsman.errors import StoreUnavailable
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ _BEGIN_WRITE = (
 _BEGIN_READ = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 
-class PostgresTransaction(SqlHistory):
+class PostgresTransaction(SqlHistory, SqlTokens):
     """Runs statements on a connection of the thread that it is used on."""
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:

@@ -253,6 +253,28 @@ _EXECUTIONS: Statements = (
     "CREATE INDEX execution_drops_by_time ON execution_drops (report_time)",
 )
 
+_TOKENS: Statements = (
+    """CREATE TABLE tokens (
+        position BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+        token_id TEXT COLLATE "C" NOT NULL UNIQUE,
+        secret_hash BYTEA NOT NULL,
+        name TEXT NOT NULL,
+        role TEXT NOT NULL,
+        apps TEXT NOT NULL,
+        environments TEXT NOT NULL,
+        endpoints TEXT NOT NULL,
+        requests_per_second DOUBLE PRECISION,
+        burst BIGINT,
+        expire_time BIGINT,
+        create_time BIGINT NOT NULL,
+        created_by TEXT NOT NULL,
+        revision BIGINT NOT NULL,
+        revoke_time BIGINT,
+        last_used_time BIGINT
+    )""",
+    "CREATE INDEX tokens_newest ON tokens (revision)",
+)
+
 STEPS: tuple[tuple[str, Statements], ...] = (
     ("first_light", _FIRST_LIGHT),
     ("replicas", _REPLICAS),
@@ -260,6 +282,7 @@ STEPS: tuple[tuple[str, Statements], ...] = (
     ("unbindings", _UNBINDINGS),
     ("prunings", _PRUNINGS),
     ("executions", _EXECUTIONS),
+    ("tokens", _TOKENS),
 )
 
 

@@ -11,13 +11,14 @@ from typing import Any, TypeVar
 from control_plane.storage.base import CannotOpenStore, ReadTransaction
 from control_plane.storage.group_commit import GroupCommitStore, Job, run_to_end
 from control_plane.storage.sql_history import SqlHistory
+from control_plane.storage.sql_tokens import SqlTokens
 from control_plane.storage.sqlite_file import cause_of, connect, lock, open_file, sqlite3
 
 T = TypeVar("T")
 READERS = 4
 
 
-class SqliteTransaction(SqlHistory):
+class SqliteTransaction(SqlHistory, SqlTokens):
     """Runs statements on a connection of the thread that it is used on."""
 
     def __init__(self, connection: Any) -> None:
@@ -31,27 +32,31 @@ class SqliteTransaction(SqlHistory):
 class SqliteStore(GroupCommitStore):
     """Implements base.Store on one file."""
 
-    def __init__(self, path: Path) -> None:
-        """Opens the file, or makes it, and brings its schema up to date.
+    def __init__(self, path: Path, *, beside: bool = False) -> None:
+        """Opens the file, or makes it, and brings its schema up to date; or `beside` a control plane that uses it, for a moment.
 
         Raises:
             CannotOpenStore: when it cannot be opened, is not ours, or is newer than this program.
         """
         super().__init__(f"sqlite:///{path}", READERS)
         self._path = path
-        self._lock_file = lock(path)
+        self._lock_file = lock(path, beside=beside)
         try:
-            self._writer = open_file(path)
+            self._writer = open_file(path, bring_up_to_date=self._lock_file is not None)
             found = path.stat()
             self._identity = (found.st_dev, found.st_ino)
             self._store_id = str(self._writer.execute("SELECT store_id FROM counter").fetchone()[0])
             self._revision = int(self._writer.execute("SELECT revision FROM counter").fetchone()[0])
         except BaseException:
-            self._lock_file.close()
+            self._unlock()
             raise
         self._local = threading.local()
         self._opened: set[Any] = set()
         self._thread.start()
+
+    def _unlock(self) -> None:
+        if self._lock_file is not None:
+            self._lock_file.close()
 
     @property
     def store_id(self) -> str:
@@ -87,7 +92,7 @@ class SqliteStore(GroupCommitStore):
     def _let_go(self) -> None:
         for connection in [*self._opened, self._writer]:
             self._forget(connection)
-        self._lock_file.close()
+        self._unlock()
 
     def _commit(self, batch: list[Job]) -> bool:
         """See GroupCommitStore. A failed commit fails every job of the batch."""

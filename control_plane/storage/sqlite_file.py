@@ -40,8 +40,10 @@ def cause_of(error: BaseException) -> str:
     return name if name.removeprefix("SQLITE_").partition("_")[0] in UNAVAILABLE else ""
 
 
-def lock(path: Path) -> Any:
+def lock(path: Path, *, beside: bool = False) -> Any:
     """A SQLite store belongs to one control plane at a time: as long as the file that this returns is open.
+
+    `beside`: who has it may go on; then this returns None.
 
     Raises:
         CannotOpenStore: it is in use, or its folder cannot be written.
@@ -57,6 +59,8 @@ def lock(path: Path) -> Any:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.close()
+        if beside:
+            return None
         raise CannotOpenStore(
             f"the store {path} is in use by another control plane; stop that one, or use PostgreSQL for several"
         ) from error
@@ -75,11 +79,11 @@ def connect(name: str, *, uri: bool = False) -> Any:
     return connection
 
 
-def open_file(path: Path) -> Any:
+def open_file(path: Path, *, bring_up_to_date: bool = True) -> Any:
     """The connection that writes; the schema is brought up to date.
 
     Raises:
-        CannotOpenStore: when it cannot be opened, is not ours, or is newer than this program.
+        CannotOpenStore: when it cannot be opened, is not ours, is newer than this program, or is older and shall stay as it is.
     """
     if sqlite3.sqlite_version_info < FIRST_SOUND_SQLITE:
         log.warning("this SQLite can corrupt a store in rare cases; use 3.51.3 or newer", version=sqlite3.sqlite_version)
@@ -87,6 +91,8 @@ def open_file(path: Path) -> Any:
     try:
         connection = connect(str(path))
         _check_ours(connection, path)
+        if not bring_up_to_date:
+            _check_up_to_date(connection, path)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -110,6 +116,11 @@ def remedy(error: Any) -> str:
     if code.startswith("SQLITE_FULL"):
         return "; make room and start again"
     return ""
+
+
+def _check_up_to_date(connection: Any, path: Path) -> None:
+    if steps.pending(Database(connection, execute_plugins=False)):
+        raise CannotOpenStore(f"the control plane that uses the store {path} is older than this program; start a newer one first")
 
 
 def _check_ours(connection: Any, path: Path) -> None:
