@@ -223,7 +223,7 @@ async def test_tokens_are_told_since_a_revision_and_revoked_for_good(store):
     await write(store, lambda tx: tx.note_tokens_used({"b" * 16: later, "c" * 16: later}))
     await write(store, lambda tx: tx.note_tokens_used({"b" * 16: NOW}))
     assert (await store.read(lambda tx: tx.token("b" * 16))).last_used_time == later
-    with pytest.raises(Exception, match="(?i)unique"):
+    with pytest.raises(Exception, match=r"(?i)unique"):
         await write(store, lambda tx: tx.insert_token(second))
 
 
