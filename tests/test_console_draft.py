@@ -6,6 +6,8 @@ import html
 
 import pytest
 
+from control_plane.console.draft import STARTER
+from pointsman.appfile import parse
 from tests.console_app import open_site
 from tests.sample_apps import as_yaml, marked
 
@@ -80,4 +82,9 @@ async def test_an_empty_draft_says_what_to_do(site):
     await site.send("/apps", app="new")
     page = await site.page("/apps/new/draft")
     assert "still empty" in page
+    assert STARTER in page
+    assert parse(STARTER).violations == []
+    assert (await site.send("/apps/new/draft", text=STARTER)).status_code == 303
+    assert "version 1" in (page_after := await site.page("/apps/new/draft"))
+    assert "still empty" not in page_after
     assert "nothing to release" in page

@@ -22,6 +22,26 @@ from pointsman.v1.apps_pb2 import UpdateDraftRequest
 # Text that is percent-encoded, at worst, takes three times its bytes.
 MAX_DRAFT_FORM_BYTES = 24 * 1024 * 1024
 MAX_ERRORS = 50
+# What an empty draft begins with, so that the first thing to do is to change something that works.
+STARTER = """\
+endpoints:
+  - name: hello
+    pipeline: hello
+    input_schema:
+      type: object
+      required: [name]
+      properties:
+        name: {type: string}
+
+pipelines:
+  - name: hello
+    stages:
+      - name: answer
+        steps:
+          - name: reply
+            transform:
+              expression: "'Hello, ' + input.name"
+"""
 _AT = re.compile(r"line (\d+), column (\d+): (.*)", re.DOTALL)
 
 
@@ -82,6 +102,7 @@ class DraftPage:
         form = await release_form(self._parts, visit, app)
         draft, newest = form["draft"], form["newest"]
         stored = await asyncio.to_thread(lambda: as_yaml(plain_of(draft.config)) if draft.config else "")
+        begun = stored if draft.version else STARTER
         theirs: list[tuple[Side, Side]] = []
         expected = draft.version
         if isinstance(problem, RevisionConflict) and text is not None:
@@ -96,7 +117,7 @@ class DraftPage:
             status=400 if mistakes else 200,
             problem=problem,
             tab="draft",
-            text=stored if text is None else text,
+            text=begun if text is None else text,
             mistakes=mistakes or [],
             sound=sound,
             saved=visit.asked("saved"),

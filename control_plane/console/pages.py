@@ -25,7 +25,7 @@ SECURITY_HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-# Their order is that of the colours in console.css.
+# Those that console.css has a colour of their own for.
 KNOWN_ENVIRONMENTS = ("development", "staging", "production")
 OTHER_COLOURS = 4
 STATIC_SECONDS = 365 * 86400

@@ -25,7 +25,7 @@ MAX_FORM_FIELDS = 100
 CHECK_ON_THREAD_BYTES = 16 * 1024
 FORM_TOKEN = "form_token"  # noqa: S105 -- the name of a field
 # The field of a form that an error is about, where the error names no field.
-_FIELD_OF = {"APP_EXISTS": "app", "ENVIRONMENT_EXISTS": "environment", "RELEASE_CONFLICT": "tag"}
+_FIELD_OF = {"APP_EXISTS": "app", "RELEASE_CONFLICT": "tag"}
 
 
 @dataclass(frozen=True, slots=True)

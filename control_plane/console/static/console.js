@@ -109,7 +109,11 @@ for (const editor of document.querySelectorAll("[data-editor]")) {
   };
   number();
   let changed = false;
-  editor.addEventListener("input", () => { changed = true; number(); });
+  editor.addEventListener("input", () => {
+    changed = true;
+    number();
+    for (const warning of document.querySelectorAll("[data-unsaved]")) warning.hidden = false;
+  });
   editor.addEventListener("scroll", () => { gutter.scrollTop = editor.scrollTop; });
   editor.form.addEventListener("submit", () => { changed = false; });
   addEventListener("beforeunload", (event) => { if (changed) event.preventDefault(); });
