@@ -116,10 +116,11 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             deployments=deployments,
             gateways=gateways,
             hub=hub,
+            authority=authority,
             clock=utc_now,
             grpc_address=grpc_server.address,
         )
-        http_server = HttpServer(make_app(store, metrics, Console(parts, settings.console_hosts)))
+        http_server = HttpServer(make_app(store, metrics, authority, Console(parts, settings.console_hosts)))
         await http_server.start(settings.http)
         closing.push_async_callback(http_server.stop)
 

@@ -11,10 +11,12 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from control_plane.authority import Authority
 from control_plane.console.app import Console
 from control_plane.metrics import Metrics
+from control_plane.roles import check_method
 from control_plane.storage.base import Store
-from pointsman.errors import EndpointNotFound, Internal, PointsmanError
+from pointsman.errors import EndpointNotFound, Internal, PointsmanError, Unauthenticated
 from pointsman.metrics import CONTENT_TYPE
 from pointsman.web import error_body, error_headers
 
@@ -23,7 +25,7 @@ log = structlog.get_logger()
 PAGES = ("/livez", "/readyz", "/metrics")
 
 
-def make_app(store: Store, metrics: Metrics, console: Console) -> Any:
+def make_app(store: Store, metrics: Metrics, authority: Authority, console: Console) -> Any:
     """An ASGI app. A refusal is a page for a browser, and has the one JSON shape of errors for everyone else."""
 
     async def livez(_request: Request) -> Response:
@@ -37,7 +39,13 @@ def make_app(store: Store, metrics: Metrics, console: Console) -> Any:
             return _refused(error)
         return PlainTextResponse("ready\n")
 
-    async def show_metrics(_request: Request) -> Response:
+    async def show_metrics(request: Request) -> Response:
+        try:
+            caller = authority.caller(request.headers.get("authorization", ""))
+            if caller is not None:
+                check_method(caller, "ListGateways")
+        except PointsmanError as error:
+            return _refused(error)
         return Response(metrics.page(), media_type=CONTENT_TYPE)
 
     async def unknown(request: Request, _error: Exception) -> Response:
@@ -58,4 +66,6 @@ def make_app(store: Store, metrics: Metrics, console: Console) -> Any:
 
 def _refused(error: PointsmanError) -> Response:
     headers = {key.decode(): value.decode() for key, value in error_headers(error)}
+    if isinstance(error, Unauthenticated):
+        headers["www-authenticate"] = "Bearer"
     return Response(error_body(error), error.http_status, headers)

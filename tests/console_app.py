@@ -13,6 +13,7 @@ from typing import Any
 import httpx2
 from google.protobuf import json_format
 
+from control_plane.authority import Authority
 from control_plane.console.app import Console
 from control_plane.console.parts import Parts
 from control_plane.gateways import Gateways
@@ -87,6 +88,7 @@ async def open_site(folder: Path) -> AsyncIterator[Site]:
     store = await open_store(f"sqlite:///{folder}/console.db")
     hub, gateways = Hub(store), Gateways(utc_now, prepare_timeout_seconds=0.5)
     await hub.start()
+    authority = Authority(hub, store, utc_now)
     deployments = Deployments(store, gateways, utc_now)
     parts = Parts(
         apps=Apps(store, utc_now),
@@ -95,10 +97,11 @@ async def open_site(folder: Path) -> AsyncIterator[Site]:
         deployments=deployments,
         gateways=gateways,
         hub=hub,
+        authority=authority,
         clock=utc_now,
         grpc_address=Address("127.0.0.1", 7400),
     )
-    transport = httpx2.ASGITransport(make_app(store, Metrics(), Console(parts, "console.example")))
+    transport = httpx2.ASGITransport(make_app(store, Metrics(), authority, Console(parts, "console.example")))
     try:
         async with httpx2.AsyncClient(transport=transport, base_url="http://localhost:7480") as http:
             yield Site(http, parts, store)

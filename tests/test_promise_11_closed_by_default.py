@@ -13,7 +13,7 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool
 
 from control_plane.model import Role
-from control_plane.rpc.authorisation import ROLES
+from control_plane.roles import ROLES
 from pointsman.tokens import token_id_of
 from pointsman.v1 import deployments_pb2, deployments_pb2_grpc, releases_pb2, releases_pb2_grpc, tokens_pb2, tokens_pb2_grpc
 from tests.clients import OWN_CONNECTION, cli, cli_done, gateway_client, refusal_of, refused

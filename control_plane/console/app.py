@@ -23,9 +23,12 @@ from control_plane.console.pages import Pages
 from control_plane.console.parts import Parts
 from control_plane.console.releases import ReleasePages
 from control_plane.console.rollouts import Rollouts
-from control_plane.console.session import Browser
-from control_plane.console.visit import MAX_FORM_BYTES, Visit, read_form
-from pointsman.errors import EndpointNotFound, Internal, PermissionDenied, PointsmanError
+from control_plane.console.session import Browser, caller_of
+from control_plane.console.signing import SigningPages
+from control_plane.console.visit import MAX_FORM_BYTES, Visit, read_form, with_query
+from control_plane.model import Token
+from control_plane.roles import check_method, check_place
+from pointsman.errors import EndpointNotFound, Internal, PermissionDenied, PointsmanError, Unauthenticated
 
 log = structlog.get_logger()
 
@@ -47,6 +50,9 @@ class Console:
 
     def __init__(self, parts: Parts, hosts: str) -> None:
         self._pages = Pages(parts.clock)
+        self._authority = parts.authority
+        signing = SigningPages(parts)
+        self._signing = [Page("/sign-in", signing.show, signing.take), Page("/sign-out", signing.show, signing.leave)]
         self._hosts = {host.strip().lower() for host in hosts.split(",")}
         rollouts = Rollouts(parts)
         apps, releases, compare = AppPages(parts), ReleasePages(parts, rollouts), ComparePage(parts)
@@ -72,33 +78,61 @@ class Console:
     def routes(self) -> list[Route]:
         """For the HTTP server."""
         routes = [Route("/", _home), Route("/apps/{app}", _app_home), Route("/static/{name}", self._static)]
-        return routes + [Route(page.path, self._door(page), methods=["GET", "POST"] if page.take else ["GET"]) for page in self._all]
+        pages = [(page, True) for page in self._all] + [(page, False) for page in self._signing]
+        return routes + [
+            Route(page.path, self._door(page, is_closed=is_closed), methods=["GET", "POST"] if page.take else ["GET"])
+            for page, is_closed in pages
+        ]
 
     def refuse(self, request: Request, error: PointsmanError) -> Response:
         """The page of an error that no other page shows."""
         return Visit(request, self._pages, Browser(request), {}).page("error.html", problem=error)
 
-    def _door(self, page: Page) -> Callable[[Request], Awaitable[Response]]:
+    def _door(self, page: Page, *, is_closed: bool) -> Callable[[Request], Awaitable[Response]]:
         async def come_in(request: Request) -> Response:
             browser = Browser(request)
+            caller = None
             try:
                 self._check_host(request)
+                caller = self._admit(request) if is_closed else None
                 if request.method == "POST" and page.take is not None:
                     _check_origin(request)
                     form = await read_form(request, page.max_form_bytes)
-                    response = await page.take(Visit(request, self._pages, browser, form))
+                    response = await page.take(Visit(request, self._pages, browser, form, caller))
                 else:
-                    response = await page.show(Visit(request, self._pages, browser, {}))
+                    response = await page.show(Visit(request, self._pages, browser, {}, caller))
+            except Unauthenticated as error:
+                response = self._ask_to_sign_in(request, browser, error)
             except PointsmanError as error:
-                response = Visit(request, self._pages, browser, {}).page("error.html", problem=error)
+                response = Visit(request, self._pages, browser, {}, caller).page("error.html", problem=error)
             except Exception:
                 request_id = str(uuid.uuid4())
                 log.exception("page failed", path=request.url.path, request_id=request_id)
-                response = Visit(request, self._pages, browser, {}).page("error.html", problem=Internal(request_id))
+                response = Visit(request, self._pages, browser, {}, caller).page("error.html", problem=Internal(request_id))
             browser.remember(response)
             return response
 
         return come_in
+
+    def _admit(self, request: Request) -> Token | None:
+        """Whose token is shown, if it may look at what the path names; None while there are no tokens.
+
+        Raises:
+            Unauthenticated: it shows none that counts.
+            PermissionDenied: it is not for reading, or not for this app or environment.
+        """
+        caller = caller_of(request, self._authority)
+        if caller is not None:
+            check_method(caller, "ListReleases")
+            check_place(caller, request.path_params.get("app", ""), request.path_params.get("environment", ""))
+        return caller
+
+    def _ask_to_sign_in(self, request: Request, browser: Browser, error: Unauthenticated) -> Response:
+        """A form that was sent is not lost: the browser has it still, one page back."""
+        if request.method == "GET":
+            wanted = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+            return RedirectResponse(with_query("/sign-in", next=wanted), 303)
+        return Visit(request, self._pages, browser, {}).page("sign_in.html", problem=error, tab="", next="/apps")
 
     def _check_host(self, request: Request) -> None:
         """A name that somebody else points at our address (DNS rebinding) is not ours.

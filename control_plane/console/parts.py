@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from control_plane.authority import Authority
 from control_plane.gateways import Gateways
 from control_plane.hub import Hub
 from control_plane.model import Binding, Environment
@@ -28,6 +29,7 @@ class Parts:
     deployments: Deployments
     gateways: Gateways
     hub: Hub
+    authority: Authority
     clock: Clock
     grpc_address: Address
 

@@ -1,6 +1,7 @@
 """Who the caller is, and the secret that binds a form to the browser it was made for.
 
-The one place that decides whom the history names: every page and every form asks `caller_of`.
+The one place that decides whom the history names: every page and every form asks `caller_of`. Who has signed in is known by a cookie that
+holds the token's secret, which no script can read and no other site can have sent.
 """
 
 from __future__ import annotations
@@ -13,16 +14,41 @@ import secrets
 from starlette.requests import Request
 from starlette.responses import Response
 
+from control_plane.authority import Authority, actor_of
+from control_plane.model import Token
 from control_plane.service.calls import ANONYMOUS
 
 COOKIE = "pointsman_browser"
+TOKEN_COOKIE = "pointsman_token"  # noqa: S105 -- the name of a cookie
 SECRET_BYTES = 32
 _SECRET = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
-def caller_of(_request: Request) -> str:
-    """The actor of everything that this request does: where nobody has to show a token, the same as over gRPC."""
-    return ANONYMOUS
+def caller_of(request: Request, authority: Authority) -> Token | None:
+    """Whose token the browser, or another client, shows; None while there are no tokens.
+
+    Raises:
+        Unauthenticated: it shows none that counts.
+    """
+    if authority.is_open:
+        return None
+    secret = request.cookies.get(TOKEN_COOKIE)
+    return authority.owner(secret) if secret else authority.caller(request.headers.get("authorization", ""))
+
+
+def named(caller: Token | None) -> str:
+    """The actor of everything that a request does: the same as over gRPC."""
+    return ANONYMOUS if caller is None else actor_of(caller)
+
+
+def sign_in(response: Response, secret: str, *, secure: bool) -> None:
+    """The browser shows this token from now on, until it is closed."""
+    response.set_cookie(TOKEN_COOKIE, secret, path="/", httponly=True, samesite="strict", secure=secure)
+
+
+def sign_out(response: Response) -> None:
+    """The browser shows none any more."""
+    response.delete_cookie(TOKEN_COOKIE, path="/", httponly=True, samesite="strict")
 
 
 class Browser:

@@ -15,7 +15,10 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from control_plane.console.pages import Pages
-from control_plane.console.session import Browser, caller_of
+from control_plane.console.session import Browser, named
+from control_plane.model import Token
+from control_plane.roles import check_method
+from control_plane.roles import check_request as check_request_of
 from control_plane.service.calls import Call, fingerprint_of
 from pointsman.errors import InvalidField, PermissionDenied, PointsmanError, TooLarge, Violation
 from pointsman.rules import check_request
@@ -65,12 +68,14 @@ def with_query(where: str, **query: object) -> str:
 class Visit:
     """What a page's handler is given."""
 
-    def __init__(self, request: Request, pages: Pages, browser: Browser, form: Mapping[str, str]) -> None:
+    def __init__(self, request: Request, pages: Pages, browser: Browser, form: Mapping[str, str], caller: Token | None = None) -> None:
+        """`caller` is whose token is shown; None while there are no tokens."""
         self._request = request
+        self._caller = caller
         self._pages = pages
         self._browser = browser
         self._form = form
-        self.actor = caller_of(request)
+        self.actor = named(caller)
 
     def part(self, name: str) -> str:
         """A part of the path."""
@@ -96,6 +101,16 @@ class Visit:
         return int(given) if given else None
 
     @property
+    def is_secure(self) -> bool:
+        """Whether the browser came by https."""
+        return self._request.url.scheme == "https"
+
+    @property
+    def is_of_this_browser(self) -> bool:
+        """Whether the form was made for it."""
+        return self._browser.made(self.text(FORM_TOKEN))
+
+    @property
     def origin_host(self) -> str:
         """The name by which the browser reached us, without the port."""
         return self._request.url.hostname or "localhost"
@@ -104,10 +119,10 @@ class Visit:
         """Leave to do what a form asked for. The request is the one that the same wish over gRPC would be, and is checked as there.
 
         Raises:
-            PermissionDenied: when the form was not made for this browser.
+            PermissionDenied: when the form was not made for this browser, or the token does not allow this.
             InvalidField: with every rule that the request breaks.
         """
-        if self._request.method != "POST" or not self._browser.made(self.text(FORM_TOKEN)):
+        if self._request.method != "POST" or not self.is_of_this_browser:
             raise PermissionDenied(
                 "This form was not made for this browser session, so nothing was changed: its cookie is missing or another. "
                 "What you typed is still here; send it again, with cookies allowed.",
@@ -117,6 +132,10 @@ class Visit:
         violations = await asyncio.to_thread(check_request, request) if large else check_request(request)
         if violations:
             raise InvalidField(violations)
+        if self._caller is not None:
+            method = type(request).__name__.removesuffix("Request")
+            check_method(self._caller, method)
+            check_request_of(self._caller, method, request)
         request_id = self.typed("request_id")
         if not request_id:
             return Call(actor=self.actor)
@@ -128,7 +147,12 @@ class Visit:
 
     def page(self, template: str, *, status: int = 200, problem: PointsmanError | None = None, **shown: Any) -> Response:
         """A page; with a problem it has that one's status."""
-        common = {"form_token": self._browser.form_token, "actor": self.actor, "new_request_id": lambda: str(uuid.uuid4())}
+        common = {
+            "form_token": self._browser.form_token,
+            "actor": self.actor,
+            "signed_in": self._caller is not None,
+            "new_request_id": lambda: str(uuid.uuid4()),
+        }
         told = None if problem is None else Problem(problem)
         return self._pages.respond(template, status if problem is None else problem.http_status, problem=told, **common, **shown)
 
