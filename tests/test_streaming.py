@@ -8,6 +8,7 @@ import httpx2
 import pytest
 from google.protobuf import json_format
 
+from data_plane.access import Access
 from data_plane.events import JOIN_DELTAS_BEYOND, Event, Events, output_delta
 from data_plane.rpc import TriggerServicer
 from pointsman.serving import GrpcServer
@@ -142,7 +143,7 @@ async def test_a_slow_reader_gets_all_the_text_in_fewer_events():
 @pytest.fixture
 async def stub(door):
     server = GrpcServer()
-    trigger_pb2_grpc.add_TriggerServiceServicer_to_server(TriggerServicer(door.gateway), server.services)
+    trigger_pb2_grpc.add_TriggerServiceServicer_to_server(TriggerServicer(door.gateway, Access(door.holder)), server.services)
     await server.start(Address("127.0.0.1", 0), ["pointsman.v1.TriggerService"])
     async with grpc.aio.insecure_channel(str(server.address)) as channel:
         yield trigger_pb2_grpc.TriggerServiceStub(channel)
