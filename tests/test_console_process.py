@@ -20,7 +20,7 @@ from tests.simulated_gateway import SimulatedGateway
 async def test_a_form_that_one_replica_made_is_taken_by_another(tmp_path):
     async with open_site(tmp_path) as site:
         form = await site.hidden("/apps")
-        other = make_app(site.store, Metrics(), Console(site.parts, ""))
+        other = make_app(site.store, Metrics(), site.parts.authority, Console(site.parts, ""))
         async with httpx2.AsyncClient(
             transport=httpx2.ASGITransport(other), base_url="http://localhost:7481", cookies=dict(site.http.cookies)
         ) as http:
