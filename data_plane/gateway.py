@@ -22,6 +22,7 @@ from data_plane.replays import Replays
 from data_plane.staleness import Staleness
 from data_plane.steps.base import Clients
 from data_plane.table import Active, Table
+from data_plane.tracing import TRACE_ID
 from pointsman.errors import Internal, InvalidField, InvalidInput, PointsmanError, Violation
 from pointsman.ids import new_id
 from pointsman.values import has_long_integer
@@ -92,6 +93,8 @@ class Gateway:
 
     async def _trigger(self, asked: Asked, emit: Emit | None = None) -> Answer:
         record = Record(new_id(), asked, time.time())
+        if asked.trace_id:
+            TRACE_ID.set(asked.trace_id)
         started = time.monotonic()
         self._in_flight += 1
         try:

@@ -8,10 +8,12 @@ power cut takes is the last half minute. When there is no more room the oldest b
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import re
 import zlib
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +37,8 @@ class Batch:
     size: int
     data: bytes | None
     path: Path | None = None
+    on_its_way: bool = False
+    """It is being delivered, and is not given up meanwhile: it would be both delivered and counted as lost."""
 
 
 class Spool:
@@ -92,10 +96,19 @@ class Spool:
         self._make_room()
         self._tell()
 
-    async def oldest(self) -> Batch:
-        """The batch to deliver next, once there is one. It stays until done() is called."""
+    async def wait(self) -> None:
+        """Until there is something to deliver."""
         await self._there.wait()
-        return self._batches[0]
+
+    @contextlib.contextmanager
+    def oldest(self) -> Iterator[Batch]:
+        """The batch to deliver now; there is one. It stays until done() is called."""
+        batch = self._batches[0]
+        batch.on_its_way = True
+        try:
+            yield batch
+        finally:
+            batch.on_its_way = False
 
     async def read(self, batch: Batch) -> bytes:
         """Its bytes; none, counted as dropped, when the disk has damaged or lost them."""
@@ -109,9 +122,8 @@ class Spool:
 
     async def done(self, batch: Batch) -> None:
         """It was delivered, or cannot be."""
-        if batch in self._batches:
-            self._forget(batch)
-            self._tell()
+        self._forget(batch)
+        self._tell()
         if batch.path is not None:
             await asyncio.to_thread(batch.path.unlink, missing_ok=True)
 
@@ -128,10 +140,16 @@ class Spool:
     def _small_one(self, count: int, size: int) -> Batch | None:
         """The newest batch when it has room for so much: else an outage of a day would leave a file for each moment of it.
 
-        Messages that follow each other are one message. The oldest may be on its way already and is left alone.
+        Messages that follow each other are one message.
         """
         newest = self._batches[-1] if len(self._batches) > 1 else None
-        if newest is None or newest.data is None or newest.size + size > JOIN_BYTES or newest.count + count > JOIN_RECORDS:
+        if (
+            newest is None
+            or newest.on_its_way
+            or newest.data is None
+            or newest.size + size > JOIN_BYTES
+            or newest.count + count > JOIN_RECORDS
+        ):
             return None
         return newest
 
@@ -146,7 +164,7 @@ class Spool:
     def _make_room(self) -> None:
         given_up = 0
         while self._bytes > self._max_bytes and len(self._batches) > 1:
-            batch = self._batches[0]
+            batch = next(batch for batch in self._batches if not batch.on_its_way)
             self._forget(batch)
             given_up += batch.count
             if batch.path is not None:

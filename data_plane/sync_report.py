@@ -38,9 +38,11 @@ class Reporter:
         shortest, longest = BACKOFF_SECONDS
         backoff, told = shortest, ""
         while True:
-            batch = await self._spool.oldest()
+            await self._spool.wait()
+            channel = await self._sync.channel()
             try:
-                await self._deliver(batch)
+                with self._spool.oldest() as batch:
+                    await self._deliver(channel, batch)
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
                 problem = (
                     f"{error.code().name}: {error.details()}" if isinstance(error, grpc.aio.AioRpcError) else "the connection was closed"
@@ -53,10 +55,9 @@ class Reporter:
             else:
                 backoff, told = shortest, ""
 
-    async def _deliver(self, batch: Batch) -> None:
+    async def _deliver(self, channel: grpc.aio.Channel, batch: Batch) -> None:
         """Raises AioRpcError, InvalidStateError when it is to be tried again."""
         data = await self._spool.read(batch)
-        channel = await self._sync.channel()
         # As it is in the spool: no message is made of it again.
         await self._report(channel.unary_unary(METHOD), data)
         await self._spool.done(batch)

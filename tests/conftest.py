@@ -54,6 +54,16 @@ def pytest_report_header() -> list[str]:
     return header + ([f"cannot run here: {line}" for line in missing] or ["cannot run here: nothing, everything is installed"])
 
 
+@pytest.fixture(autouse=True)
+def _nothing_takes_the_place_of_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that becomes another process, called in this one, would end the run as if every test had passed."""
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError(f"the tests themselves were to become {arguments}")
+
+    monkeypatch.setattr("os.execv", refuse)
+
+
 @pytest.fixture(scope="session")
 def grpcurl() -> Path:
     """The real grpcurl."""

@@ -93,7 +93,10 @@ async def test_what_failed_shows_its_inputs_and_no_secret(plane, tmp_path):
         config = leaky(upstream.url + "/echo")
         config["pipelines"][0]["stages"][2]["steps"][0]["transform"]["expression"] = "input.missing"
         await stream.update(2, (*SHOP, "v2", plane.release(config)))
-        answer = await gate.post("shop", json={"message": f"I know {SECRET}"})
+        answer = await gate.post("shop", json={"message": f"I know {SECRET}"}, traceparent=f"00-{TRACE}-b7ad6b7169203331-01")
+        passed_on = upstream.seen[-1][2]["traceparent"]
+        assert passed_on.startswith(f"00-{TRACE}-")
+        assert "b7ad6b7169203331" not in passed_on
         assert answer.status_code == 502
         found = await one(plane, answer.headers["x-execution-id"])
         assert (found.Outcome.Name(found.outcome), found.error_reason) == ("FAILED", "STEP_FAILED")

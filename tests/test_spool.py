@@ -14,9 +14,10 @@ LETTERS = [bytes([65 + number]) * 100 for number in range(26)]
 async def everything(spool):
     found = []
     while spool.depth:
-        batch = await spool.oldest()
-        found.append(await spool.read(batch))
-        await spool.done(batch)
+        await spool.wait()
+        with spool.oldest() as batch:
+            found.append(await spool.read(batch))
+            await spool.done(batch)
     return b"".join(found)
 
 
@@ -52,9 +53,9 @@ async def test_small_ones_are_joined_but_for_the_oldest(folder):
     await spool.append(1, b"z")
     counts = []
     while spool.depth:
-        batch = await spool.oldest()
-        counts.append(batch.count)
-        await spool.done(batch)
+        with spool.oldest() as batch:
+            counts.append(batch.count)
+            await spool.done(batch)
     assert counts == [1, 25, 1, JOIN_RECORDS, 1]
 
 
@@ -69,14 +70,15 @@ async def test_the_oldest_goes_when_there_is_no_room_and_is_counted(folder):
 
 
 @pytest.mark.usefixtures("each_apart")
-async def test_the_batch_that_is_being_delivered_may_go_meanwhile(folder):
+async def test_the_batch_that_is_being_delivered_is_not_given_up(folder):
     spool = Spool(folder, 250)
     await spool.append(1, LETTERS[0])
-    delivering = await spool.oldest()
-    for letter in LETTERS[1:]:
-        await spool.append(1, letter)
-    await spool.done(delivering)
-    assert await everything(spool) == b"".join(LETTERS[-2:])
+    with spool.oldest() as delivering:
+        for letter in LETTERS[1:]:
+            await spool.append(1, letter)
+        await spool.done(delivering)
+    assert await everything(spool) == LETTERS[-1]
+    assert spool.dropped == 24
 
 
 @pytest.mark.usefixtures("each_apart")
