@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,9 @@ MAX_CAPTURED_IN_ALL_BYTES = 512 * 1024
 MAX_MARK_BYTES = 64
 MAX_MESSAGE_CHARS = 2048
 _STEP_OUTCOMES = {name: Execution.Step.Outcome.Value(name) for name in ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELLED")}
+
+# Looked up once: the wrappers of protobuf's enums are slow.
+_WENT_WRONG = (Outcome.FAILED, Outcome.CANCELLED)
 
 _encode = msgspec.json.Encoder().encode
 
@@ -132,15 +136,14 @@ class Sealer:
         if running is not None:
             for step in running.steps:
                 self._add_step(sealed, step)
-        failed = record.outcome in (Outcome.FAILED, Outcome.CANCELLED)
+        failed = record.outcome in _WENT_WRONG
         if self._capture is Capture.ALL or (self._capture is Capture.ERRORS and failed):
             return self._capture_all(record, sealed)
         return 0
 
     def _add_step(self, sealed: Execution, step: StepRecord) -> None:
-        added = sealed.steps.add(
-            stage=step.stage, name=step.name, kind=step.kind, outcome=_STEP_OUTCOMES[step.outcome], attempts=step.attempts
-        )
+        added = sealed.steps.add()
+        added.MergeFromString(_step_head(step.stage, step.name, step.kind, step.outcome, step.attempts))
         if step.attempts:
             _set_time(added.start_time, step.start_time)
             _set_duration(added.duration, step.seconds)
@@ -181,12 +184,22 @@ class Sealer:
         return f"{kept}… ({left} characters more)" if left else kept
 
 
+@functools.lru_cache(maxsize=4096)
+def _step_head(stage: str, name: str, kind: str, outcome: str, attempts: int) -> bytes:
+    """What is the same each time, serialised: to merge it takes a third of what setting its fields does."""
+    head = Execution.Step(stage=stage, name=name, kind=kind, outcome=_STEP_OUTCOMES[outcome], attempts=attempts)
+    return head.SerializeToString()
+
+
 def _set_time(field: Any, moment: float) -> None:
-    whole = int(moment)
-    field.seconds, field.nanos = whole, int((moment - whole) * 1e9)
+    field.seconds = whole = int(moment)
+    field.nanos = int((moment - whole) * 1e9)
 
 
 def _set_duration(field: Any, seconds: float) -> None:
-    whole = int(seconds)
-    # At least a nanosecond, so that even the quickest has one.
-    field.seconds, field.nanos = whole, int((seconds - whole) * 1e9) or 1
+    if seconds < 1:
+        # At least a nanosecond, so that even the quickest has one.
+        field.nanos = int(seconds * 1e9) or 1
+        return
+    field.seconds = whole = int(seconds)
+    field.nanos = int((seconds - whole) * 1e9)

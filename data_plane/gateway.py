@@ -17,7 +17,7 @@ from data_plane.limits import Limits
 from data_plane.loaded import LoadedEndpoint
 from data_plane.lookup import Asked, Here, find_endpoint, find_release
 from data_plane.pipeline import Run, Trigger, run
-from data_plane.record import Answer, Outcome, Record
+from data_plane.record import SUCCEEDED, Answer, Record
 from data_plane.replays import Replays
 from data_plane.staleness import Staleness
 from data_plane.steps.base import Clients
@@ -106,7 +106,7 @@ class Gateway:
                 emit = _flagging(emit, record.stale_seconds)
             record.active = find_release(asked, self._holder.table, self.here)
             output = record.output = await self._run(record, record.active, started, emit)
-            record.outcome = Outcome.SUCCEEDED
+            record.outcome = SUCCEEDED
             return Answer(execution_id=record.execution_id, active=record.active, output=output, stale_seconds=record.stale_seconds)
         except PointsmanError as error:
             self._attribute(error, record)

@@ -13,6 +13,8 @@ from pointsman.v1.executions_pb2 import Execution
 
 Outcome = Execution.Outcome
 """How a trigger ended."""
+# Looked up once: the wrappers of protobuf's enums are slow.
+SUCCEEDED, FAILED, CANCELLED, REFUSED = Outcome.SUCCEEDED, Outcome.FAILED, Outcome.CANCELLED, Outcome.REFUSED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +40,7 @@ class Record:
     asked: Asked
     start_time: float
     seconds: float = 0.0
-    outcome: Execution.Outcome.ValueType = Outcome.CANCELLED
+    outcome: Execution.Outcome.ValueType = CANCELLED
     """Until it has another end; a caller who goes away leaves it so."""
     error: PointsmanError | None = None
     active: Active | None = None
@@ -52,4 +54,4 @@ class Record:
     def ended(self, error: PointsmanError) -> None:
         """It was refused, or failed if it had been begun."""
         self.error = error
-        self.outcome = Outcome.REFUSED if self.running is None else Outcome.FAILED
+        self.outcome = REFUSED if self.running is None else FAILED
