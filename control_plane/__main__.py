@@ -41,6 +41,7 @@ from control_plane.sweeper import Sweeper
 from control_plane.tail import Tail
 from pointsman.serving import GrpcServer, StartupError, run
 from pointsman.settings import is_loopback, settings_options
+from pointsman.tls import server_tls
 from pointsman.v1 import (
     apps_pb2,
     apps_pb2_grpc,
@@ -63,6 +64,7 @@ from pointsman.web import HttpServer
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Serves until stop is set; then drains: health first, watchers and gateways next, running calls, the store last."""
     async with contextlib.AsyncExitStack() as closing:
+        tls = server_tls(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
         try:
             store = await open_store(settings.store)
         except CannotOpenStore as error:
@@ -94,7 +96,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         _check_reach(settings, authority)
         noting = asyncio.create_task(authority.run(), name="authority")
         closing.push_async_callback(_ended, noting)
-        grpc_server = GrpcServer(authorise=Authorisation(authority), observe=metrics.observe)
+        grpc_server = GrpcServer(authorise=Authorisation(authority), observe=metrics.observe, tls=tls)
         server = grpc_server.services
         apps_pb2_grpc.add_AppServiceServicer_to_server(AppServicer(apps), server)
         environments_pb2_grpc.add_EnvironmentServiceServicer_to_server(EnvironmentServicer(environments), server)
@@ -120,9 +122,12 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             clock=utc_now,
             grpc_address=grpc_server.address,
         )
-        http_server = HttpServer(make_app(store, metrics, authority, Console(parts, settings.console_hosts)))
+        http_server = HttpServer(make_app(store, metrics, authority, Console(parts, settings.console_hosts)), tls=tls)
         await http_server.start(settings.http)
         closing.push_async_callback(http_server.stop)
+        if tls is not None:
+            watching = asyncio.create_task(tls.watch(), name="tls")
+            closing.push_async_callback(_ended, watching)
 
         click.echo(f"ready: control-plane grpc={grpc_server.address} http={http_server.address}")
         await stop.wait()

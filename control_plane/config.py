@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pointsman.settings import Address, setting
+from pointsman.settings import FILE, Address, setting
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,13 @@ class Settings:
     listen: Address = setting(Address("127.0.0.1", 7400), "Address of gRPC; port 0 picks a free one.")
     http: Address = setting(Address("127.0.0.1", 7480), "Address of HTTP: the console, /livez, /readyz, /metrics.")
     console_hosts: str = setting("", "Names, divided by commas, under which the console is reached, beside localhost and addresses.")
+    tls_certificate: Path | None = setting(
+        None, "PEM file with the certificate of both ports, and its chain: they then speak TLS alone.", kind=FILE
+    )
+    tls_key: Path | None = setting(None, "PEM file with the key of --tls-certificate.", kind=FILE)
+    tls_client_ca: Path | None = setting(
+        None, "PEM file with the authorities of which callers must show a certificate (mTLS); absent: they need none.", kind=FILE
+    )
     store: str = setting("sqlite:///pointsman.db", "Where everything is kept: sqlite:///PATH or postgresql://...")
     prepare_timeout_seconds: float = setting(
         5.0, "How long a gateway may take to get a release ready before it is counted as pending.", kind=click.FloatRange(0.1, 300)

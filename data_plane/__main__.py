@@ -39,6 +39,7 @@ from data_plane.sync_stream import Me
 from data_plane.workers import WORKER_VARIABLE, serve_by_workers, watch_parent
 from pointsman.serving import GrpcServer, StartupError, run
 from pointsman.settings import is_loopback, settings_options
+from pointsman.tls import client_tls, server_tls
 from pointsman.v1 import trigger_pb2, trigger_pb2_grpc
 from pointsman.web import HttpServer
 
@@ -52,6 +53,10 @@ log = structlog.get_logger()
 async def serve(settings: Settings, stop: asyncio.Event, *, is_worker: bool = False) -> None:
     """Serves until stop is set; then drains: unready first, then no new connections and calls, then what still runs is finished."""
     async with contextlib.AsyncExitStack() as closing:
+        tls = server_tls(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+        to_control_plane = client_tls(
+            "--control-plane-", settings.control_plane_certificate, settings.control_plane_key, settings.control_plane_ca
+        )
         disk = _open_disk(settings, closing)
         holder = Holder(_utc_now)
         secrets = Secrets(settings.secrets_dir)
@@ -70,14 +75,14 @@ async def serve(settings: Settings, stop: asyncio.Event, *, is_worker: bool = Fa
             token=settings.token,
         )
         access = Access(holder, open_without_tokens=settings.insecure or private)
-        grpc_server = GrpcServer(reuse_port=is_worker, authorise=access.authorise)
+        grpc_server = GrpcServer(reuse_port=is_worker, authorise=access.authorise, tls=tls)
         heard_file = HeardFile(settings.state_dir) if settings.state_dir is not None else None
         staleness = Staleness(holder)
         readiness = _Readiness(staleness, grpc_server)
         staleness.on_change = readiness.check
         flipped = _each(staleness.check, readiness.check, disk.changed if disk else None)
         heard = _each(staleness.heard, heard_file.heard if heard_file else None)
-        sync = Sync(holder, me, settings.control_planes(), compiler, blobs=disk, on_flip=flipped, on_heard=heard)
+        sync = Sync(holder, me, settings.control_planes(), compiler, tls=to_control_plane, blobs=disk, on_flip=flipped, on_heard=heard)
         status = Status(holder, staleness, sync, me, control_plane=settings.control_plane, default_environment=settings.default_environment)
         spool = _open_spool(settings)
         metrics = Metrics(os.environ.get(WORKER_VARIABLE, ""))
@@ -99,9 +104,11 @@ async def serve(settings: Settings, stop: asyncio.Event, *, is_worker: bool = Fa
         services = [service.full_name for service in trigger_pb2.DESCRIPTOR.services_by_name.values()]
         await grpc_server.start(settings.listen, services, serving=staleness.ready)
         closing.push_async_callback(grpc_server.stop, 0)
-        http_server = HttpServer(HttpApp(gateway, access, status, metrics), reuse_port=is_worker)
+        http_server = HttpServer(HttpApp(gateway, access, status, metrics), reuse_port=is_worker, tls=tls)
         await http_server.start(settings.http)
         closing.push_async_callback(http_server.stop, 0)
+        if tls is not None:
+            _beside(closing, "tls", tls.watch)
         _beside(closing, "sync", sync.run)
         _beside(closing, "recorder", recorder.run)
         _beside(closing, "reporter", Reporter(spool, sync, me).run)

@@ -12,7 +12,7 @@ import click
 from data_plane.executions import Capture
 from data_plane.hosts import HostPolicy
 from pointsman.rules import PATTERNS
-from pointsman.settings import Address, setting
+from pointsman.settings import FILE, Address, setting
 
 MAX_WORKERS = 64
 _ID = "^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$"
@@ -71,6 +71,20 @@ class Settings:
     )
     listen: Address = setting(Address("127.0.0.1", 7500), "Address of gRPC; port 0 picks a free one.")
     http: Address = setting(Address("127.0.0.1", 7580), "Address of HTTP; port 0 picks a free one.")
+    tls_certificate: Path | None = setting(
+        None, "PEM file with the certificate of both ports, and its chain: they then speak TLS alone.", kind=FILE
+    )
+    tls_key: Path | None = setting(None, "PEM file with the key of --tls-certificate.", kind=FILE)
+    tls_client_ca: Path | None = setting(
+        None, "PEM file with the authorities of which callers must show a certificate (mTLS); absent: they need none.", kind=FILE
+    )
+    control_plane_ca: Path | None = setting(
+        None, "PEM file with the authority of the control plane's certificate: it is then spoken to over TLS.", kind=FILE
+    )
+    control_plane_certificate: Path | None = setting(
+        None, "PEM file with the certificate to show to the control plane; its name must be --gateway-id.", kind=FILE
+    )
+    control_plane_key: Path | None = setting(None, "PEM file with the key of --control-plane-certificate.", kind=FILE)
     state_dir: Path | None = setting(
         None, "Folder for the last good state, to start without a control plane; absent: nothing is kept.", kind=click.Path(path_type=Path)
     )

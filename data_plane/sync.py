@@ -20,6 +20,7 @@ from data_plane.loading import Blobs, Compiler
 from data_plane.outage import Outage, SimulatedOutageError
 from data_plane.sync_stream import Me, MovedError, OtherStoreError, SilentError, Stream
 from pointsman.settings import Address
+from pointsman.tls import ClientTls, why_not
 
 BACKOFF_SECONDS = 0.1
 MAX_BACKOFF_SECONDS = 5.0
@@ -48,6 +49,7 @@ class Sync:
         control_planes: Sequence[Address],
         compiler: Compiler,
         *,
+        tls: ClientTls | None = None,
         blobs: Blobs | None = None,
         on_flip: Callable[[], None] = lambda: None,
         on_heard: Callable[[], None] = lambda: None,
@@ -65,6 +67,8 @@ class Sync:
         self._holder = holder
         self._me = me
         self._control_planes = control_planes
+        self._tls = tls
+        self._said = self._why_not = ""
         self._on_flip = on_flip
         self._on_heard = on_heard
         self._channel: grpc.aio.Channel | None = None
@@ -87,7 +91,7 @@ class Sync:
                 self._tell(address, "an outage is simulated")
                 seconds = 0.0
             except (grpc.aio.AioRpcError, SilentError, OtherStoreError) as error:
-                self._tell(address, _problem(error))
+                self._tell(address, await self._problem(error, address))
             except Exception:
                 # The gateway outlives any defect of one conversation: it serves on, and tries again.
                 log.exception("the conversation with the control plane failed", control_plane=str(address))
@@ -98,9 +102,17 @@ class Sync:
             await self.pause(backoff_seconds(failures, len(self._control_planes), self.jitter) if seconds is None else seconds)
 
     async def _converse(self, address: Address) -> None:
-        async with self.outage.cuts(), grpc.aio.insecure_channel(str(address), options=CHANNEL_OPTIONS) as channel:
+        async with self.outage.cuts(), await self._open(address) as channel:
             self._channel = channel
             await Stream(self, self._holder, self._me, channel).run()
+
+    async def _open(self, address: Address) -> grpc.aio.Channel:
+        if self._tls is None:
+            return grpc.aio.insecure_channel(str(address), options=CHANNEL_OPTIONS)
+        await asyncio.to_thread(self._tls.check)
+        pems = self._tls.pems
+        credentials = grpc.ssl_channel_credentials(pems.ca, pems.key or None, pems.certificate or None)
+        return grpc.aio.secure_channel(str(address), credentials, options=CHANNEL_OPTIONS)
 
     async def channel(self) -> grpc.aio.Channel:
         """That of the stream, once one is open."""
@@ -112,7 +124,7 @@ class Sync:
         """A stream is open."""
         self.connected = True
         self._welcomed.set()
-        self.problem = ""
+        self.problem = self._said = self._why_not = ""
         log.info("connected to the control plane", revision=self._holder.table.revision)
 
     def heard(self) -> None:
@@ -122,6 +134,16 @@ class Sync:
     def flipped(self) -> None:
         """The table has changed."""
         self._on_flip()
+
+    async def _problem(self, error: Exception, address: Address) -> str:
+        if not isinstance(error, grpc.aio.AioRpcError):
+            return str(error)
+        said = f"{error.code().name}: {error.details()}"
+        # What gRPC says of TLS is the text of a library; looked into once, not at every attempt.
+        if said != self._said and error.code() is grpc.StatusCode.UNAVAILABLE and not self.connected:
+            self._why_not = await asyncio.to_thread(why_not, address, self._tls)
+        self._said = said
+        return self._why_not or said
 
     def _tell(self, address: Address, problem: str) -> None:
         """One line for each problem, not one for each attempt."""
@@ -135,7 +157,3 @@ def backoff_seconds(failures: int, addresses: int, jitter: Callable[[float, floa
     rounds = max(0, failures - 1) // max(1, addresses)
     longest = min(BACKOFF_SECONDS * 2 ** min(rounds, 16), MAX_BACKOFF_SECONDS)
     return jitter(longest / 2, longest)
-
-
-def _problem(error: Exception) -> str:
-    return f"{error.code().name}: {error.details()}" if isinstance(error, grpc.aio.AioRpcError) else str(error)

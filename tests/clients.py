@@ -145,9 +145,14 @@ def value(message: struct_pb2.Value) -> Any:
 
 
 @asynccontextmanager
-async def control_plane_client(server: Server) -> AsyncIterator[ControlPlane]:
-    """Stubs on a channel of their own."""
-    async with grpc.aio.insecure_channel(server.grpc, OWN_CONNECTION) as channel:
+async def control_plane_client(server: Server, credentials: grpc.ChannelCredentials | None = None) -> AsyncIterator[ControlPlane]:
+    """Stubs on a channel of their own; over TLS with credentials."""
+    channel = (
+        grpc.aio.secure_channel(server.grpc, credentials, OWN_CONNECTION)
+        if credentials
+        else grpc.aio.insecure_channel(server.grpc, OWN_CONNECTION)
+    )
+    async with channel:
         yield ControlPlane(channel)
 
 

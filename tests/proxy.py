@@ -9,6 +9,7 @@ from typing import Self
 
 CHUNK_BYTES = 64 * 1024
 MAX_CONNECTIONS = 256
+MAX_SEEN_BYTES = 16 * 1024 * 1024
 
 
 class Proxy:
@@ -27,6 +28,8 @@ class Proxy:
         self.deaf = False
         self.delay_seconds = 0.0
         self.cut_after_bytes: int | None = None
+        self.seen = bytearray()
+        """What has gone either way, up to MAX_SEEN_BYTES."""
         self.connections = 0
         """How many were accepted, ever."""
         self._server: asyncio.Server | None = None
@@ -100,6 +103,8 @@ class Proxy:
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, downstream: bool) -> None:
         sent_bytes = 0
         while chunk := await reader.read(CHUNK_BYTES):
+            if len(self.seen) < MAX_SEEN_BYTES:
+                self.seen += chunk
             if self.delay_seconds:
                 await asyncio.sleep(self.delay_seconds)
             if self.deaf:

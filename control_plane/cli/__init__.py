@@ -71,6 +71,7 @@ COMMANDS = {
     "drill": ("control_plane.cli.drills:command", "Rehearse failures: gateways without their control plane."),
     "environment": ("control_plane.cli.environments:command", "Environments: create, list, update, delete."),
     "token": ("control_plane.cli.tokens:command", "Tokens: bootstrap, create, list, revoke."),
+    "certs": ("control_plane.cli.certs:command", "Certificates to try TLS with."),
     "backup": ("control_plane.cli:backup", "Copy a SQLite store while it is used."),
     "copy-store": ("control_plane.cli:copy_store", "Move an installation to another store."),
     "control-plane": ("control_plane.cli:control_plane", "Serve the control plane."),
@@ -90,9 +91,12 @@ def _keep_examples(command: click.Command) -> None:
 @click.option("--server", metavar="HOST:PORT", help="Control plane; also POINTSMAN_SERVER. [localhost:7400]")
 @click.option("--gateway", metavar="HOST:PORT", help="Gateway, for trigger; also POINTSMAN_GATEWAY. [localhost:7500]")
 @click.option("--app", metavar="NAME", help="App; also POINTSMAN_APP. [the only one there is]")
+@click.option("--ca", metavar="FILE", help="Authority of the server's certificate, for TLS; also POINTSMAN_CA.")
+@click.option("--certificate", metavar="FILE", help="Certificate to show; also POINTSMAN_CERTIFICATE.")
+@click.option("--key", metavar="FILE", help="Its key; also POINTSMAN_KEY.")
 @click.option("-o", "--output", type=click.Choice(["text", "json", "yaml"]), help="How to print. [text]")
 @click.version_option(package_name="pointsman")
-def main(server: str | None, gateway: str | None, app: str | None, output: str | None) -> None:
+def main(**_settings: str | None) -> None:
     """Releases, environments and rollbacks for AI apps.
 
     The options below may also stand after the command. A token is sent when POINTSMAN_TOKEN holds one.

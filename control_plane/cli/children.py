@@ -19,6 +19,8 @@ READY_SECONDS = 20.0
 STOP_SECONDS = 15.0
 SHOWN_LINES = 8
 POLL_SECONDS = 0.02
+PLAIN: dict[str, str | None] = dict.fromkeys(("POINTSMAN_CA", "POINTSMAN_CERTIFICATE", "POINTSMAN_KEY"))
+"""Unsets, for commands, what a shell may say of other servers: the children speak plain text."""
 # Not by the proxy that a developer's shell may name.
 direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 

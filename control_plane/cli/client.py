@@ -13,6 +13,7 @@ import socket
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -22,6 +23,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from pointsman.settings import Address
+from pointsman.tls import ClientTls, TlsError, client_tls, why_not
 from pointsman.v1 import apps_pb2, apps_pb2_grpc
 
 CALL_SECONDS = 30.0
@@ -53,6 +55,11 @@ CLIENT_OPTIONS: dict[str, dict[str, Any]] = {
     "gateway": {"metavar": "HOST:PORT", "help": "Gateway; also POINTSMAN_GATEWAY. [localhost:7500]"},
     "app": {"metavar": "NAME", "help": "App; also POINTSMAN_APP. [the only one there is]"},
 }
+TLS_OPTIONS = {
+    "ca": "Authority of the server's certificate, in PEM; with it the connection is TLS. Also POINTSMAN_CA.",
+    "certificate": "Certificate to show, in PEM. Also POINTSMAN_CERTIFICATE.",
+    "key": "Its key, in PEM. Also POINTSMAN_KEY.",
+}
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -63,9 +70,13 @@ class Connection:
         default, self._starts_with = SERVERS[what]
         self.address = address or default
         try:
-            host = Address.parse(self.address).host
+            self._parsed = Address.parse(self.address)
+            self._tls = _tls()
         except ValueError as error:
             raise click.UsageError(f"--{what}: {error}") from None
+        except TlsError as error:
+            raise click.UsageError(str(error)) from None
+        host = self._parsed.host
         options: list[tuple[str, Any]] = [
             ("grpc.max_receive_message_length", -1),
             ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
@@ -76,7 +87,12 @@ class Connection:
             options.append(("grpc.service_config", json.dumps(RETRIES)))
         if host in ("localhost", "::1") or host.startswith("127."):
             options.append(("grpc.enable_http_proxy", 0))
-        self.channel = grpc.insecure_channel(self.address, options=options)
+        if self._tls is None:
+            self.channel = grpc.insecure_channel(self.address, options=options)
+        else:
+            pems = self._tls.pems
+            credentials = grpc.ssl_channel_credentials(pems.ca, pems.key or None, pems.certificate or None)
+            self.channel = grpc.secure_channel(self.address, credentials, options=options)
 
     def call(self, method: Any, request: Message, seconds: float = CALL_SECONDS) -> Any:
         """The response; a refusal or an unreachable server ends the command."""
@@ -117,13 +133,21 @@ class Connection:
         if reason != code.name:
             refuse(reason, message, violations)
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-            remedy = f"Is it running? It starts with `{self._starts_with}`."
-            why = f"{self.address} cannot be reached. {remedy}"
+            why = why_not(self._parsed, self._tls) if code is grpc.StatusCode.UNAVAILABLE else ""
+            why = why or f"{self.address} cannot be reached. Is it running? It starts with `{self._starts_with}`."
             if code is grpc.StatusCode.DEADLINE_EXCEEDED:
                 why = f"{self.address} gave no answer in time; what was asked for may be done or not: look before you repeat it"
             click.echo(f"pointsman: {why}", err=True)
             sys.exit(UNREACHABLE)
         refuse(code.name, message, [])
+
+
+def _tls() -> ClientTls | None:
+    """Raises TlsError."""
+    root = click.get_current_context().find_root()
+    files = {name: root.params.get(name) or os.environ.get(f"POINTSMAN_{name.upper()}") for name in TLS_OPTIONS}
+    certificate, key, ca = (Path(path) if (path := files[name]) else None for name in ("certificate", "key", "ca"))
+    return client_tls("--", certificate, key, ca)
 
 
 def _code(error: grpc.RpcError) -> grpc.StatusCode:
@@ -199,6 +223,12 @@ def client_setting(name: str) -> Callable[[click.Context, click.Parameter, str |
     return resolve
 
 
+def _to_root(ctx: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    """As if it stood before the command, where every connection finds it."""
+    if value is not None and parameter.name is not None:
+        ctx.find_root().params[parameter.name] = value
+
+
 def server_options(*, app: bool = True, gateway: bool = False) -> Callable[[F], F]:
     """Adds --server, and --app and --gateway where they are wanted."""
 
@@ -207,6 +237,8 @@ def server_options(*, app: bool = True, gateway: bool = False) -> Callable[[F], 
         decorated: Any = command
         for name in names:
             decorated = click.option(f"--{name}", callback=client_setting(name), **CLIENT_OPTIONS[name])(decorated)
+        for name, description in reversed(TLS_OPTIONS.items()):
+            decorated = click.option(f"--{name}", metavar="FILE", help=description, expose_value=False, callback=_to_root)(decorated)
         found: F = decorated
         return found
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import click
 from click.testing import CliRunner
 
-from control_plane.cli.children import Child, ChildFailedError, direct, running
+from control_plane.cli.children import PLAIN, Child, ChildFailedError, direct, running
 from control_plane.cli.sample import SAMPLE_APP, order_service, sample_text
 
 FIRST, SECOND = "v1.0.0", "v1.1.0"
@@ -174,7 +174,7 @@ class _Demo:
 
         shown = " ".join(_quoted(argument) for argument in arguments)
         click.secho(f"$ pointsman {shown}", fg="cyan")
-        environment = {
+        environment = PLAIN | {
             "POINTSMAN_SERVER": self._control_plane.grpc,
             "POINTSMAN_GATEWAY": self._gateways[0].grpc,
             "POINTSMAN_APP": SAMPLE_APP,

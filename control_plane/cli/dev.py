@@ -11,7 +11,7 @@ from typing import Any
 import click
 from click.testing import CliRunner
 
-from control_plane.cli.children import Child, ChildFailedError, running
+from control_plane.cli.children import PLAIN, Child, ChildFailedError, running
 from control_plane.cli.sample import ORDERS_PORT, SAMPLE_APP, order_service, sample_text
 
 FIRST_RELEASE = "v1.0.0"
@@ -88,7 +88,7 @@ def _fill(control_plane: Child, app: str, config: str) -> None:
     from control_plane.cli import main
 
     def run(*arguments: str, stdin: str | None = None) -> Any:
-        environment = {"POINTSMAN_SERVER": control_plane.grpc, "POINTSMAN_APP": app}
+        environment = PLAIN | {"POINTSMAN_SERVER": control_plane.grpc, "POINTSMAN_APP": app}
         return CliRunner().invoke(main, list(arguments), input=stdin, env=environment, prog_name="pointsman")
 
     commands: list[tuple[tuple[str, ...], str | None]] = []

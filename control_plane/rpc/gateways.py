@@ -14,6 +14,7 @@ from control_plane.hub import Hub
 from control_plane.model import Identity, Prepare, Rejection
 from control_plane.rpc import convert
 from control_plane.rpc.executions import report_of
+from control_plane.rpc.peer_names import check_gateway_id
 from control_plane.service.executions import Executions
 from control_plane.service.paging import PageRequest
 from control_plane.service.releases import Releases
@@ -49,6 +50,7 @@ class GatewayServicer(gateways_pb2_grpc.GatewayServiceServicer):
     ) -> AsyncIterator[bytes]:
         """See gateways.proto. Yields serialised messages: one serialisation serves every gateway."""
         hello = await _hello(requests)
+        check_gateway_id(hello.gateway_id, context)
         async with self._hub.watcher(HEARTBEAT_INTERVAL_SECONDS) as watcher:
             self._check_store(hello)
             identity = Identity(
@@ -144,8 +146,9 @@ class GatewayServicer(gateways_pb2_grpc.GatewayServiceServicer):
         for start in range(CHUNK_BYTES, len(data), CHUNK_BYTES):
             yield pb.FetchSnapshotResponse(data=data[start : start + CHUNK_BYTES])
 
-    async def ReportExecutions(self, request: ReportExecutionsRequest, _context: Any) -> ReportExecutionsResponse:
+    async def ReportExecutions(self, request: ReportExecutionsRequest, context: Any) -> ReportExecutionsResponse:
         """See gateways.proto."""
+        check_gateway_id(request.gateway_id, context)
         return ReportExecutionsResponse(stored=await self._executions.report(await report_of(request)))
 
     async def ListGateways(self, request: pb.ListGatewaysRequest, _context: Any) -> pb.ListGatewaysResponse:

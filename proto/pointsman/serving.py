@@ -32,6 +32,7 @@ from grpc_status import rpc_status
 from pointsman import rules
 from pointsman.errors import Internal, InvalidField, PointsmanError, Violation
 from pointsman.settings import Address
+from pointsman.tls import Pems, ServerTls, TlsError
 
 DOMAIN = "pointsman"
 MIB = 1024 * 1024
@@ -228,6 +229,7 @@ class GrpcServer:
         reuse_port: bool = False,
         authorise: Authorise = lambda _method, _metadata: None,
         observe: Observe = lambda _method, _outcome, _seconds: None,
+        tls: ServerTls | None = None,
     ) -> None:
         """`authorise` is asked at the beginning of every call but those of health, `observe` is told of every one at its end."""
         options = [
@@ -247,6 +249,7 @@ class GrpcServer:
         """For `add_XServicer_to_server`."""
         self.address = Address("", 0)
         self._reuse_port = reuse_port
+        self._tls = tls
         self._health = health.aio.HealthServicer()
         self._services: list[str] = []
 
@@ -262,7 +265,10 @@ class GrpcServer:
         if not self._reuse_port:
             check_free(listen)
         try:
-            port = self._server.add_insecure_port(str(listen))
+            if self._tls is None:
+                port = self._server.add_insecure_port(str(listen))
+            else:
+                port = self._server.add_secure_port(str(listen), _credentials(self._tls))
         except RuntimeError as error:
             raise StartupError(f"cannot listen on {listen}: {error}") from error
         self.address = Address(listen.host, port)
@@ -282,6 +288,25 @@ class GrpcServer:
     async def stop(self, grace_seconds: float) -> None:
         """Takes no new calls, lets running ones finish within the grace, then ends them."""
         await self._server.stop(grace_seconds)
+
+
+def _credentials(tls: ServerTls) -> grpc.ServerCredentials:
+    told = tls.pems
+
+    def changed() -> Any:
+        """Asked at every handshake, on a thread of gRPC's own; None when nothing has changed."""
+        nonlocal told
+        newest = tls.pems
+        if newest is told:
+            return None
+        told = newest
+        return _configuration(newest)
+
+    return grpc.dynamic_ssl_server_credentials(_configuration(told), changed, tls.asks_for_certificates)
+
+
+def _configuration(pems: Pems) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(pems.key, pems.certificate)], pems.ca or None)
 
 
 def check_free(listen: Address) -> None:
@@ -331,7 +356,7 @@ def _add_reflection(server: Any, services: Sequence[str]) -> None:
 def run(main: Callable[[asyncio.Event], Awaitable[None]]) -> NoReturn:
     """Runs a server until SIGINT or SIGTERM sets the event that it is given, then exits with 0; a second signal exits at once.
 
-    A StartupError is one line on stderr and exit status 1.
+    A StartupError or TlsError is one line on stderr and exit status 1.
     """
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
@@ -351,7 +376,7 @@ def run(main: Callable[[asyncio.Event], Awaitable[None]]) -> NoReturn:
 
     try:
         uvloop.run(with_signals())
-    except StartupError as error:
+    except (StartupError, TlsError) as error:
         sys.exit(f"pointsman: {error}")
     except RuntimeError:
         # loop.stop() after the second signal ends the run half-way; anything else is a defect and keeps its traceback.

@@ -20,11 +20,14 @@ import ipaddress
 import socket
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import click
 
 ENVIRONMENT_PREFIX = "POINTSMAN_"
+FILE = click.Path(path_type=Path)
+"""`kind` of a setting that names a file."""
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 

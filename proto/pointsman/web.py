@@ -16,6 +16,7 @@ import uvicorn
 from pointsman.errors import PointsmanError
 from pointsman.serving import check_free
 from pointsman.settings import Address
+from pointsman.tls import ServerTls
 
 GRACEFUL_SHUTDOWN_SECONDS = 10
 KEEP_ALIVE_SECONDS = 75
@@ -56,7 +57,7 @@ class _Server(uvicorn.Server):
 class HttpServer:
     """An ASGI app on an address of its own, in the event loop of the gRPC server. `address` has the resolved port after start."""
 
-    def __init__(self, app: Any, *, reuse_port: bool = False) -> None:
+    def __init__(self, app: Any, *, reuse_port: bool = False, tls: ServerTls | None = None) -> None:
         config = uvicorn.Config(
             app,
             loop="none",
@@ -69,6 +70,7 @@ class HttpServer:
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
+            ssl_context_factory=(lambda _config, _default: tls.context()) if tls is not None else None,
         )
         self.address = Address("", 0)
         self._reuse_port = reuse_port

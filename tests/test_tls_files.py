@@ -1,0 +1,147 @@
+"""Files of certificates that change: what is sound is taken by new connections, what is not is told and changes nothing."""
+
+from __future__ import annotations
+
+import shutil
+import ssl
+import stat
+
+import pytest
+import trustme
+from structlog.testing import capture_logs
+
+from pointsman.tls import TlsError, client_tls, server_tls
+from tests.certificates import Certificates
+from tests.clients import cli
+
+
+@pytest.fixture
+async def certificates(tmp_path):
+    made = Certificates(tmp_path / "certificates")
+    await made.make()
+    return made
+
+
+def paths(certificates, *names):
+    return [certificates.folder / f"{name}.pem" for name in names]
+
+
+def shake_hands(server, client, name="localhost"):
+    """A handshake in memory; the certificate that the server showed, in DER. Raises ssl.SSLError, of whichever side minded."""
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    caller, listener = client.wrap_bio(down, up, server_hostname=name), server.wrap_bio(up, down, server_side=True)
+    left = [caller, listener]
+    while left:
+        for one in list(left):
+            try:
+                one.do_handshake()
+                left.remove(one)
+            except ssl.SSLWantReadError:
+                continue
+    return caller.getpeercert(binary_form=True)
+
+
+async def test_a_renewed_pair_is_taken_whole_or_not_at_all(certificates, tmp_path):
+    """The key comes before the certificate, as it does when people copy files: between the two, the old pair goes on."""
+    tls = server_tls(*paths(certificates, "server", "server-key"), None)
+    listener, client = tls.context(), certificates.context()
+    old, old_pems = shake_hands(listener, client), tls.pems
+    renewed = Certificates(tmp_path / "renewed")
+    shutil.copytree(certificates.folder, renewed.folder)
+    await renewed.make()
+
+    shutil.copy(renewed.path("server-key"), certificates.path("server-key"))
+    with capture_logs() as logs:
+        tls.check()
+        tls.check()
+    assert [line["log_level"] for line in logs] == ["warning"], "told, and once"
+    assert "server-key.pem does not belong to the certificate" in logs[0]["problem"]
+    assert (shake_hands(listener, client), tls.pems) == (old, old_pems)
+
+    shutil.copy(renewed.path("server"), certificates.path("server"))
+    tls.check()
+    assert shake_hands(listener, client) != old
+    assert tls.pems.certificate == (renewed.folder / "server.pem").read_bytes()
+
+
+async def test_files_that_go_or_are_damaged_change_nothing(certificates):
+    tls = server_tls(*paths(certificates, "server", "server-key"), None)
+    listener, client = tls.context(), certificates.context()
+    old = shake_hands(listener, client)
+    for damage in (lambda path: path.write_text("-----BEGIN CERTIFICATE-----\nQQ==\n"), lambda path: path.unlink()):
+        damage(certificates.folder / "server.pem")
+        with capture_logs() as logs:
+            tls.check()
+        assert "server.pem" in logs[0]["problem"]
+        assert shake_hands(listener, client) == old
+
+
+async def test_another_authority_for_callers_counts_from_the_next_handshake_on(certificates):
+    tls = server_tls(*paths(certificates, "server", "server-key", "ca"))
+    listener, client = tls.context(), certificates.context("client")
+    shake_hands(listener, client)
+    trustme.CA().cert_pem.write_to_path(certificates.path("ca"))
+    tls.check()
+    with pytest.raises(ssl.SSLCertVerificationError):
+        shake_hands(listener, client)
+
+
+async def test_a_caller_must_show_a_certificate_under_mtls(certificates):
+    tls = server_tls(*paths(certificates, "server", "server-key", "ca"))
+    with pytest.raises(ssl.SSLError, match="PEER_DID_NOT_RETURN_A_CERTIFICATE"):
+        shake_hands(tls.context(), certificates.context())
+
+
+async def test_a_client_takes_renewed_files_for_its_next_connection(certificates):
+    tls = client_tls("--control-plane-", *paths(certificates, "gateway-1", "gateway-1-key", "ca"))
+    before = tls.pems
+    tls.check()
+    assert tls.pems is before
+    await certificates.make()
+    tls.check()
+    assert tls.pems.certificate != before.certificate
+    assert tls.pems.ca == before.ca
+
+
+async def test_an_encrypted_key_is_told_and_nobody_is_asked_for_its_passphrase(certificates, tmp_path):
+    from cryptography.hazmat.primitives import serialization
+
+    path = certificates.folder / "server-key.pem"
+    key = serialization.load_pem_private_key(path.read_bytes(), None)
+    locked = serialization.BestAvailableEncryption(b"secret")
+    path.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, locked))
+    with pytest.raises(TlsError, match=r"server-key.pem is encrypted; give a key without a passphrase"):
+        server_tls(*paths(certificates, "server", "server-key"), None)
+
+
+async def test_certs_dev_keeps_its_authority_and_its_keys_to_itself(certificates):
+    before = {path.name: path.read_bytes() for path in certificates.folder.iterdir()}
+    await certificates.make()
+    after = {path.name: path.read_bytes() for path in certificates.folder.iterdir()}
+    assert set(before) == set(after)
+    assert {name for name in before if before[name] == after[name]} == {"ca.pem", "ca-key.pem"}
+    for path in certificates.folder.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == (0 if path.stem.endswith("-key") else 0o044)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--gateway", "../etc"], "'../etc' cannot be the id of a gateway here"),
+        (["--gateway", "server"], "'server' cannot be the id of a gateway here"),
+        (["--gateway", "g" * 65], "must have 1 to 64 characters"),
+        (["--host", "münchen"], "'münchen' is no name of a host"),
+    ],
+)
+async def test_names_that_certs_dev_cannot_use(tmp_path, flags, told):
+    done = await cli("certs", "dev", "--dir", str(tmp_path / "certs"), *flags)
+    assert done.code == 2
+    assert told in done.stderr
+
+
+async def test_certs_dev_overwrites_no_authority_that_it_cannot_read(tmp_path):
+    (tmp_path / "ca-key.pem").write_text("precious")
+    (tmp_path / "ca.pem").write_text("precious")
+    done = await cli("certs", "dev", "--dir", str(tmp_path))
+    assert (done.code, "no authority" in done.stderr) == (1, True)
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"precious"}
