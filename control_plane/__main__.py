@@ -41,7 +41,7 @@ from control_plane.sweeper import Sweeper
 from control_plane.tail import Tail
 from pointsman.serving import GrpcServer, StartupError, run
 from pointsman.settings import is_loopback, settings_options
-from pointsman.tls import server_tls
+from pointsman.tls import ServerTls, server_tls
 from pointsman.v1 import (
     apps_pb2,
     apps_pb2_grpc,
@@ -64,7 +64,7 @@ from pointsman.web import HttpServer
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Serves until stop is set; then drains: health first, watchers and gateways next, running calls, the store last."""
     async with contextlib.AsyncExitStack() as closing:
-        tls = server_tls(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+        tls = _open_tls(settings, closing)
         try:
             store = await open_store(settings.store)
         except CannotOpenStore as error:
@@ -125,15 +125,19 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         http_server = HttpServer(make_app(store, metrics, authority, Console(parts, settings.console_hosts)), tls=tls)
         await http_server.start(settings.http)
         closing.push_async_callback(http_server.stop)
-        if tls is not None:
-            watching = asyncio.create_task(tls.watch(), name="tls")
-            closing.push_async_callback(_ended, watching)
 
         click.echo(f"ready: control-plane grpc={grpc_server.address} http={http_server.address}")
         await stop.wait()
         await grpc_server.drain()
         tail.close()
         await hub.close()
+
+
+def _open_tls(settings: Settings, closing: contextlib.AsyncExitStack) -> ServerTls | None:
+    tls = server_tls(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+    if tls is not None:
+        closing.push_async_callback(_ended, asyncio.create_task(tls.watch(), name="tls"))
+    return tls
 
 
 async def _bootstrap(store: Store, path: Path) -> None:

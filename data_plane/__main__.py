@@ -39,7 +39,7 @@ from data_plane.sync_stream import Me
 from data_plane.workers import WORKER_VARIABLE, serve_by_workers, watch_parent
 from pointsman.serving import GrpcServer, StartupError, run
 from pointsman.settings import is_loopback, settings_options
-from pointsman.tls import client_tls, server_tls
+from pointsman.tls import ServerTls, server_tls
 from pointsman.v1 import trigger_pb2, trigger_pb2_grpc
 from pointsman.web import HttpServer
 
@@ -53,10 +53,8 @@ log = structlog.get_logger()
 async def serve(settings: Settings, stop: asyncio.Event, *, is_worker: bool = False) -> None:
     """Serves until stop is set; then drains: unready first, then no new connections and calls, then what still runs is finished."""
     async with contextlib.AsyncExitStack() as closing:
-        tls = server_tls(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
-        to_control_plane = client_tls(
-            "--control-plane-", settings.control_plane_certificate, settings.control_plane_key, settings.control_plane_ca
-        )
+        tls = _open_tls(settings, closing)
+        to_control_plane = settings.control_plane_tls()
         disk = _open_disk(settings, closing)
         holder = Holder(_utc_now)
         secrets = Secrets(settings.secrets_dir)
@@ -107,8 +105,6 @@ async def serve(settings: Settings, stop: asyncio.Event, *, is_worker: bool = Fa
         http_server = HttpServer(HttpApp(gateway, access, status, metrics), reuse_port=is_worker, tls=tls)
         await http_server.start(settings.http)
         closing.push_async_callback(http_server.stop, 0)
-        if tls is not None:
-            _beside(closing, "tls", tls.watch)
         _beside(closing, "sync", sync.run)
         _beside(closing, "recorder", recorder.run)
         _beside(closing, "reporter", Reporter(spool, sync, me).run)
@@ -134,6 +130,13 @@ async def _last_report(recorder: Recorder, spool: Spool, sync: Sync) -> None:
                 await spool.drained()
     if spool.depth:
         log.warning("executions were not delivered", count=spool.depth, kept=spool.is_kept)
+
+
+def _open_tls(settings: Settings, closing: contextlib.AsyncExitStack) -> ServerTls | None:
+    tls = server_tls(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+    if tls is not None:
+        _beside(closing, "tls", tls.watch)
+    return tls
 
 
 def _open_spool(settings: Settings) -> Spool:

@@ -13,6 +13,7 @@ from data_plane.executions import Capture
 from data_plane.hosts import HostPolicy
 from pointsman.rules import PATTERNS
 from pointsman.settings import FILE, Address, setting
+from pointsman.tls import ClientTls, client_tls
 
 MAX_WORKERS = 64
 _ID = "^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$"
@@ -123,6 +124,10 @@ class Settings:
     def control_planes(self) -> list[Address]:
         """In the order in which they are tried."""
         return parse_addresses(self.control_plane)
+
+    def control_plane_tls(self) -> ClientTls | None:
+        """How they are spoken to; None: in plain text. Raises TlsError."""
+        return client_tls("--control-plane-", self.control_plane_certificate, self.control_plane_key, self.control_plane_ca)
 
 
 def parse_addresses(text: str) -> list[Address]:
