@@ -1,0 +1,137 @@
+"""Whether what callers saw of one binding can have happened one call at a time, each at some moment between its start and its end.
+
+A search over orders (Wing and Gong, with the memory of Lowe): of the calls that may come next, those whose answer fits the model are tried; what
+was tried before in the same state is not tried again. Revisions make most orders forced, so thousands of calls take moments.
+
+A call whose answer was lost may have happened at any moment after its start, or never.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+LOST = "LOST"
+"""The outcome of a call that nobody answered."""
+NOTHING_TO_ROLL_BACK = "NOTHING_TO_ROLL_BACK"
+REVISION_CONFLICT = "REVISION_CONFLICT"
+
+Entry = tuple[int | None, str]
+"""(revision, release); the revision is None as long as nobody has seen it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One call. Times are of one clock; `end` is infinity when it was lost.
+
+    `outcome`: empty when it succeeded, else the reason, or LOST. `revision` and `release` are what it answered: what is live after it, for a
+    REVISION_CONFLICT the current revision. `expected` is the expected_revision, if there was one.
+    """
+
+    kind: str
+    start: float
+    end: float
+    wanted: str = ""
+    expected: int | None = None
+    outcome: str = ""
+    revision: int = 0
+    release: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What is live, on top of what a rollback walks back to; `low` is the newest revision that is known to have been reached."""
+
+    stack: tuple[Entry, ...] = ()
+    low: int = 0
+
+    def after(self, operation: Operation) -> State | None:
+        """The state after it, None when its answer does not fit."""
+        if operation.outcome == REVISION_CONFLICT:
+            seen = self._seen(operation.revision, None)
+            return seen if operation.revision != operation.expected else None
+        if operation.kind == "get":
+            return self._seen(operation.revision, operation.release)
+        state = self if operation.expected is None else self._seen(operation.expected, None)
+        if state is None:
+            # What was expected was not there; only a lost call may have met that, and then nothing happened.
+            return self if operation.outcome == LOST else None
+        return state._deployed(operation) if operation.kind == "deploy" else state._rolled_back(operation)
+
+    def _seen(self, revision: int, release: str | None) -> State | None:
+        """Somebody saw this revision live; 0: nothing. A release of None was not told."""
+        if not self.stack or not revision:
+            return self if not self.stack and not revision else None
+        known, live = self.stack[-1]
+        if (release is not None and release != live) or revision != (known or revision) or (known is None and revision <= self.low):
+            return None
+        return State((*self.stack[:-1], (revision, live)), max(self.low, revision))
+
+    def _deployed(self, operation: Operation) -> State | None:
+        if self.stack and self.stack[-1][1] == operation.wanted:
+            return self if operation.outcome == LOST else self._seen(operation.revision, operation.wanted)
+        return self._with(self.stack, operation, operation.wanted)
+
+    def _rolled_back(self, operation: Operation) -> State | None:
+        if len(self.stack) < 2:
+            return self if operation.outcome in (LOST, NOTHING_TO_ROLL_BACK) else None
+        return self._with(self.stack[:-2], operation, self.stack[-2][1])
+
+    def _with(self, beneath: tuple[Entry, ...], operation: Operation, release: str) -> State | None:
+        """Live is now `release`, at a revision of its own."""
+        if operation.outcome == LOST:
+            return State((*beneath, (None, release)), self.low)
+        if operation.outcome or operation.release != release or operation.revision <= self.low:
+            return None
+        return State((*beneath, (operation.revision, release)), operation.revision)
+
+
+@dataclass(slots=True)
+class _Choice:
+    """A point of the search: what was done before, and what has not been tried yet."""
+
+    done: int
+    state: State
+    left: Iterator[int] = field(default_factory=lambda: iter(()))
+
+
+def is_linearizable(history: Sequence[Operation], start: State = State()) -> bool:
+    """Whether some order explains every answer."""
+    calls = sorted(history, key=lambda operation: operation.start)
+    needed = sum(1 << index for index, call in enumerate(calls) if call.outcome != LOST)
+    tried: set[tuple[int, State]] = set()
+    choices = [_Choice(0, start, _next(calls, 0))]
+    while choices:
+        choice = choices[-1]
+        if choice.done & needed == needed:
+            return True
+        index = next(choice.left, None)
+        if index is None:
+            choices.pop()
+            continue
+        state = choice.state.after(calls[index])
+        done = choice.done | 1 << index
+        if state is not None and (done, state) not in tried:
+            tried.add((done, state))
+            choices.append(_Choice(done, state, _next(calls, done)))
+    return False
+
+
+def _next(calls: Sequence[Operation], done: int) -> Iterator[int]:
+    """Calls that may come next: those that began before any other that is left has ended; answered ones first, they narrow the search."""
+    left = []
+    first_end = math.inf
+    for index in range(_first_left(done), len(calls)):
+        if calls[index].start > first_end:
+            break
+        if not done >> index & 1:
+            left.append(index)
+            first_end = min(first_end, calls[index].end)
+    may = [index for index in left if calls[index].start <= first_end]
+    yield from sorted(may, key=lambda index: (calls[index].outcome == LOST, calls[index].end))
+
+
+def _first_left(done: int) -> int:
+    """The first index that is not done."""
+    return (~done & (done + 1)).bit_length() - 1
