@@ -71,6 +71,7 @@ async def test_who_listens_in_between_reads_nothing(tmp_path, certificates, tls)
             assert answer.json()["first"] == CANARY
             page = await http.get(f"{scheme}://{to_control_plane_http.address}/apps/shop/draft")
             assert CANARY in page.text
+            assert ("secure" in page.headers["set-cookie"].lower()) is tls
     for proxy in (to_control_plane, to_gateway, to_gateway_http, to_control_plane_http):
         assert len(proxy.seen) > 500
         assert (CANARY.encode() in proxy.seen) is not tls
@@ -120,6 +121,38 @@ async def test_certificates_change_under_open_streams(tmp_path, own_certificates
         between.reset_connections()
         await eventually(lambda: between.connections > 1)
         await eventually(lambda: connected(plane))
+
+
+async def test_renewal_reaches_every_worker(tmp_path, own_certificates):
+    certificates = own_certificates
+    async with (
+        start_control_plane(tmp_path) as control_plane,
+        start_gateway(tmp_path, control_plane.grpc, "--workers", "2", *certificates.server_flags(mtls=True)) as gateway,
+    ):
+        old = await certificates.shown_by(gateway.grpc)
+        await certificates.make()
+
+        async def renewed():
+            # The kernel chooses a worker for each connection.
+            return all([await certificates.shown_by(port) != old for port in (gateway.grpc, gateway.http) for _ in range(8)])
+
+        await eventually(renewed)
+
+
+async def test_callers_of_an_authority_that_went_are_sent_away(tmp_path, own_certificates):
+    certificates = own_certificates
+    known = tmp_path / "known.pem"
+    known.write_bytes((certificates.folder / "ca.pem").read_bytes())
+    async with start_control_plane(tmp_path, *certificates.server_flags(), "--tls-client-ca", str(known)) as control_plane:
+        environment = certificates.client_environment("client")
+        assert (await cli("environment", "list", control_plane=control_plane, **environment)).code == 0
+        trustme.CA().cert_pem.write_to_path(known)
+
+        async def sent_away():
+            done = await cli("environment", "list", control_plane=control_plane, **environment)
+            return done.code == 3 and f"{control_plane.grpc} hung up on the certificate that was shown" in done.stderr
+
+        await eventually(sent_away)
 
 
 async def test_a_gateway_is_who_its_certificate_says(tmp_path, certificates):

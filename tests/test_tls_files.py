@@ -10,7 +10,8 @@ import pytest
 import trustme
 from structlog.testing import capture_logs
 
-from pointsman.tls import TlsError, client_tls, server_tls
+from pointsman.settings import Address
+from pointsman.tls import TlsError, client_tls, server_tls, why_not
 from tests.certificates import Certificates
 from tests.clients import cli
 
@@ -30,7 +31,12 @@ def shake_hands(server, client, name="localhost"):
     """A handshake in memory; the certificate that the server showed, in DER. Raises ssl.SSLError, of whichever side minded."""
     up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
     caller, listener = client.wrap_bio(down, up, server_hostname=name), server.wrap_bio(up, down, server_side=True)
-    left = [caller, listener]
+    finish(caller, listener)
+    return caller.getpeercert(binary_form=True)
+
+
+def finish(*ends):
+    left = list(ends)
     while left:
         for one in list(left):
             try:
@@ -38,7 +44,6 @@ def shake_hands(server, client, name="localhost"):
                 left.remove(one)
             except ssl.SSLWantReadError:
                 continue
-    return caller.getpeercert(binary_form=True)
 
 
 async def test_a_renewed_pair_is_taken_whole_or_not_at_all(certificates, tmp_path):
@@ -84,6 +89,34 @@ async def test_another_authority_for_callers_counts_from_the_next_handshake_on(c
     tls.check()
     with pytest.raises(ssl.SSLCertVerificationError):
         shake_hands(listener, client)
+
+
+async def test_nobody_comes_in_on_an_earlier_handshake(certificates):
+    """A session is not resumed: it would outlive the authority, and the expiry, of the certificate that began it."""
+    tls = server_tls(*paths(certificates, "server", "server-key", "ca"))
+    listener, client = tls.context(), certificates.context("client")
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    caller, answerer = client.wrap_bio(down, up, server_hostname="localhost"), listener.wrap_bio(up, down, server_side=True)
+    finish(caller, answerer)
+    answerer.write(b"x")
+    assert caller.read(1) == b"x"
+    assert caller.version() == "TLSv1.3"
+    assert not caller.session.has_ticket
+    client.maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises(ssl.SSLError, match="UNSUPPORTED_PROTOCOL"):
+        shake_hands(listener, client)
+
+
+async def test_an_authority_that_has_expired_is_told(certificates, monkeypatch):
+    monkeypatch.setattr("pointsman.tls.time.time", lambda: 4e9)
+    with pytest.raises(TlsError, match=r"every certificate of an authority in .*ca.pem has expired, the last one at "):
+        client_tls("--control-plane-", None, None, certificates.folder / "ca.pem")
+
+
+async def test_what_is_wrong_is_no_defect_when_the_files_have_gone(certificates):
+    tls = client_tls("--control-plane-", *paths(certificates, "gateway-1", "gateway-1-key", "ca"))
+    shutil.rmtree(certificates.folder)
+    assert why_not(Address("127.0.0.1", 1), tls) == ""
 
 
 async def test_a_caller_must_show_a_certificate_under_mtls(certificates):

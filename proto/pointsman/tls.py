@@ -180,11 +180,11 @@ def why_not(address: Address, tls: ClientTls | None) -> str:
 
     Without `tls` the question is whether the port would rather have had TLS.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if tls is None else tls.context()
-    if tls is None:
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    context.set_alpn_protocols(["h2"])
     try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if tls is None else tls.context()
+        if tls is None:
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.set_alpn_protocols(["h2"])
         with (
             socket.create_connection(address, DIAGNOSE_SECONDS) as plain,
             context.wrap_socket(plain, server_hostname=address.host) as connection,
@@ -202,7 +202,8 @@ def why_not(address: Address, tls: ClientTls | None) -> str:
         if "ALERT" in str(error):
             return (_OTHER_CERTIFICATE if tls.files.certificate else _WANTS_CERTIFICATE).format(address)
         return _SPEAKS_PLAIN.format(address) if error.reason == "WRONG_VERSION_NUMBER" else ""
-    except OSError:
+    except (OSError, ValueError, TlsError):
+        # It cannot be reached, is no name, or our files have gone meanwhile, which is told elsewhere.
         return ""
 
 
@@ -276,6 +277,9 @@ def _server_context(files: TlsFiles) -> ssl.SSLContext:
     if files.ca is not None:
         context.verify_mode = ssl.CERT_REQUIRED
         _trust(context, files.ca)
+        # A session that is resumed would be let in by what was trusted when it began. TLS 1.2 cannot be kept from resuming.
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.num_tickets = 0
     return context
 
 
