@@ -229,11 +229,12 @@ def _to_root(ctx: click.Context, parameter: click.Parameter, value: str | None) 
         ctx.find_root().params[parameter.name] = value
 
 
-def server_options(*, app: bool = True, gateway: bool = False) -> Callable[[F], F]:
-    """Adds --server, and --app and --gateway where they are wanted."""
+def server_options(*, app: bool = True, gateway: bool = False, server: bool | None = None) -> Callable[[F], F]:
+    """Adds --server, or --gateway, or both when both are asked for; --app where it is wanted; and what TLS needs."""
 
     def decorate(command: F) -> F:
-        names = ["gateway" if gateway else "server", *(["app"] if app else [])]
+        wanted = {"app": app, "gateway": gateway, "server": not gateway if server is None else server}
+        names = [name for name in ("gateway", "server", "app") if wanted[name]]
         decorated: Any = command
         for name in names:
             decorated = click.option(f"--{name}", callback=client_setting(name), **CLIENT_OPTIONS[name])(decorated)

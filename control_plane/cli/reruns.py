@@ -36,8 +36,7 @@ class Rerun:
 @click.command("rerun")
 @click.argument("execution_ids", nargs=-1, required=True, metavar="ID...")
 @click.option("--timeout", type=DURATION, default="60s", show_default=True, help="How long to wait for each answer: 10s, 500ms, 2m.")
-@server_options(app=False)
-@server_options(app=False, gateway=True)
+@server_options(app=False, gateway=True, server=True)
 @output_option
 def rerun(execution_ids: tuple[str, ...], timeout: float, server: str | None, gateway: str | None, output: str) -> None:
     """Send the captured input of executions to a gateway again, one after the other, on the release that is live now.
