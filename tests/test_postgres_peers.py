@@ -99,7 +99,7 @@ async def test_answers_of_many_questions_at_once_do_not_get_mixed_up(url):
         for replica in (a, b, c):
             replica.answer = rollout
             replica.peers._answering = lambda request: known(request) if isinstance(request, KnownRequest) else rollout(request)
-        asked = [replica.ask(RolloutRequest((), float(number))) for number in range(50) for replica in (a, b, c)]
+        asked = [replica.ask(RolloutRequest((), float(number), 0)) for number in range(50) for replica in (a, b, c)]
         lists = [a.peers.ask(KnownRequest((), 1), KnownAnswer, 5.0) for _ in range(20)]
         replies, listed = await asyncio.gather(asyncio.gather(*asked), asyncio.gather(*lists))
         assert [[answer.members for answer in reply.answers] for reply in replies] == [[n, n] for n in range(50) for _ in range(3)]
@@ -148,7 +148,7 @@ async def test_questions_and_answers_of_any_size_arrive(postgres_server, databas
                 return RolloutAnswer(1, [request.bindings[0].app, "ünd ✓ \0"], {})
 
             b.peers._answering = answer
-            replies = await a.ask(RolloutRequest((binding,), 1.0))
+            replies = await a.ask(RolloutRequest((binding,), 1.0, 1))
             assert replies.answers == [RolloutAnswer(1, ["a" * size, "ünd ✓ \0"], {})]
         kept = postgres_server.execute("SELECT count(*), min(length(message)) > 7000 FROM replica_messages", database)
         assert kept[0][0] >= 4

@@ -87,7 +87,7 @@ async def test_a_store_that_nobody_uses_is_backed_up_too_and_only_its_owner_may_
         pass
     assert (await backed_up(tmp_path, "copy.db")).stdout.startswith(f"{tmp_path}/copy.db: revision 0, 0 releases")
     assert (tmp_path / "copy.db").stat().st_mode & 0o777 == 0o600
-    assert names(tmp_path) == {"copy.db", "pointsman.db", "pointsman.db.lock"}
+    assert names(tmp_path) == {"copy.db", "pointsman.db", "pointsman.db.lock", "pointsman.db-executions"}
 
 
 async def test_what_cannot_be_backed_up_is_refused_in_one_line(tmp_path):
