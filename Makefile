@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The tests use every optional part; the demo needs none of them.
 TEST_EXTRAS := postgres,mcp,certs,local-model
 
-.PHONY: demo dev test lint format proto wire bench clean
+.PHONY: demo dev test lint format proto wire bench drill clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.runtime  ## walk the whole release workflow against real servers
@@ -37,6 +37,9 @@ wire: $(VENV)/.dev  ## at a release: the contract that the next one must not bre
 
 bench: $(VENV)/.dev  ## speed and memory, measured on this machine
 	$(BIN)/python -m tests.bench
+
+drill: $(VENV)/.dev  ## faults at full size: what was lost, and the worst outage
+	$(BIN)/python -m tests.drill
 
 $(VENV)/.runtime: pyproject.toml uv.lock tests/setup.sh
 	@sh tests/setup.sh runtime $(PYTHON) $(VENV) ""

@@ -68,7 +68,7 @@ class Sync:
         self._me = me
         self._control_planes = control_planes
         self._tls = tls
-        self._unreachable: dict[Address, tuple[str, str]] = {}
+        self._said = self._why_not = ""
         self._on_flip = on_flip
         self._on_heard = on_heard
         self._channel: grpc.aio.Channel | None = None
@@ -124,8 +124,7 @@ class Sync:
         """A stream is open."""
         self.connected = True
         self._welcomed.set()
-        self.problem = ""
-        self._unreachable.clear()
+        self.problem = self._said = self._why_not = ""
         log.info("connected to the control plane", revision=self._holder.table.revision)
 
     def heard(self) -> None:
@@ -140,12 +139,11 @@ class Sync:
         if not isinstance(error, grpc.aio.AioRpcError):
             return str(error)
         said = f"{error.code().name}: {error.details()}"
-        if error.code() is not grpc.StatusCode.UNAVAILABLE or self.connected:
-            return said
-        # What gRPC says of TLS is the text of a library, so it is looked into: once, not at every attempt.
-        if self._unreachable.get(address, ("", ""))[0] != said:
-            self._unreachable[address] = said, await asyncio.to_thread(why_not, address, self._tls)
-        return self._unreachable[address][1] or said
+        # What gRPC says of TLS is the text of a library; looked into once, not at every attempt.
+        if said != self._said and error.code() is grpc.StatusCode.UNAVAILABLE and not self.connected:
+            self._why_not = await asyncio.to_thread(why_not, address, self._tls)
+        self._said = said
+        return self._why_not or said
 
     def _tell(self, address: Address, problem: str) -> None:
         """One line for each problem, not one for each attempt."""

@@ -13,6 +13,7 @@ from tests.linearizability import LOST, Operation
 from tests.sample_apps import marked
 
 RELEASES = ("v1", "v2", "v3", "v4")
+NOTHING_CHANGED = "Nothing was changed"
 ENVIRONMENTS = ("staging", "production")
 Histories = dict[str, list[Operation]]
 
@@ -45,6 +46,8 @@ class Caller:
         self.chance = random.Random(seed)
         self.histories = histories
         self.seen: dict[str, int] = {}
+        self.lost = False
+        """Nobody answered the last call."""
 
     async def call(self) -> None:
         """One call; a deploy sometimes with what the caller has last seen for expected_revision."""
@@ -52,6 +55,7 @@ class Caller:
         kind = self.chance.choices(("deploy", "rollback", "get"), (5, 3, 4))[0]
         wanted = self.chance.choice(RELEASES) if kind == "deploy" else ""
         expected = self.seen.get(environment, 0) if kind == "deploy" and self.chance.random() < 0.3 else None
+        self.lost = False
         start = time.monotonic()
         try:
             binding = await self._send(kind, environment, wanted, expected)
@@ -78,11 +82,16 @@ class Caller:
     def _refused(self, kind: str, error: grpc.aio.AioRpcError) -> dict[str, Any] | None:
         """What the history has of it; None for a read that told nothing."""
         if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
-            return None if kind == "get" else {"outcome": LOST}
+            self.lost = True
+            # Who says that nothing was changed is held to it: the call is none of the history then.
+            return None if kind == "get" or NOTHING_CHANGED in (error.details() or "") else {"outcome": LOST}
         refusal = refusal_of(error)
         if refusal.reason == "NO_RELEASE_DEPLOYED":
             # A rollback of nothing says so; a read sees nothing.
             return {"outcome": "NOTHING_TO_ROLL_BACK"} if kind == "rollback" else {"revision": 0}
+        if refusal.metadata.get("current") == "changing":
+            # Others were always quicker: nothing was changed, and nothing told.
+            return None
         if refusal.reason == "REVISION_CONFLICT":
             return {"outcome": refusal.reason, "revision": int(refusal.metadata["current"])}
         assert refusal.reason == "NOTHING_TO_ROLL_BACK", refusal

@@ -5,14 +5,11 @@ from __future__ import annotations
 import shutil
 import ssl
 import stat
-import sys
 
 import pytest
 import trustme
-from click.testing import CliRunner
 from structlog.testing import capture_logs
 
-from control_plane.cli import main
 from pointsman.settings import Address
 from pointsman.tls import TlsError, client_tls, server_tls, why_not
 from tests.certificates import Certificates
@@ -181,10 +178,3 @@ async def test_certs_dev_overwrites_no_authority_that_it_cannot_read(tmp_path):
     done = await cli("certs", "dev", "--dir", str(tmp_path))
     assert (done.code, "no authority" in done.stderr) == (1, True)
     assert {path.read_text() for path in tmp_path.iterdir()} == {"precious"}
-
-
-def test_certs_dev_without_the_package_for_it_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "cryptography", None)
-    done = CliRunner().invoke(main, ["certs", "dev", "--dir", str(tmp_path / "certs")])
-    assert (done.exit_code, "pip install 'pointsman[certs]'" in done.output) == (1, True)
-    assert not (tmp_path / "certs").exists()

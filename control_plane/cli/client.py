@@ -236,10 +236,10 @@ def server_options(*, app: bool = True, gateway: bool = False, server: bool | No
         wanted = {"app": app, "gateway": gateway, "server": not gateway if server is None else server}
         names = [name for name in ("gateway", "server", "app") if wanted[name]]
         decorated: Any = command
-        for name, description in reversed(TLS_OPTIONS.items()):
-            decorated = click.option(f"--{name}", metavar="FILE", help=description, expose_value=False, callback=_to_root)(decorated)
         for name in names:
             decorated = click.option(f"--{name}", callback=client_setting(name), **CLIENT_OPTIONS[name])(decorated)
+        for name, description in reversed(TLS_OPTIONS.items()):
+            decorated = click.option(f"--{name}", metavar="FILE", help=description, expose_value=False, callback=_to_root)(decorated)
         found: F = decorated
         return found
 

@@ -217,12 +217,9 @@ def _bytes(path: Path | None) -> bytes:
         return b""
     try:
         with path.open("rb") as file:
-            found = file.read(MAX_FILE_BYTES + 1)
+            return file.read(MAX_FILE_BYTES)
     except OSError as error:
         raise TlsError(f"cannot read {path}: {error.strerror}") from error
-    if len(found) > MAX_FILE_BYTES:
-        raise TlsError(f"{path} has more than {MAX_FILE_BYTES} bytes; give one with only the certificates that matter here")
-    return found
 
 
 def _mark(path: Path) -> tuple[int, int, int] | None:
