@@ -95,7 +95,9 @@ class Endpoint(_message.Message):
     pipeline: _builtins.str
     """Name of the pipeline to run; must be one of AppConfig.pipelines."""
     max_concurrency: _builtins.int
-    """How many triggers of this endpoint one gateway process runs at the same time, 0 to 10,000; 0: no limit of its own."""
+    """How many triggers of this endpoint one gateway process runs at the same time, 0 to 10,000; 0: no limit of its own. As many more wait for
+    their turn; the rest is RATE_LIMITED.
+    """
     @_builtins.property
     def input_schema(self) -> _struct_pb2.Struct:
         """JSON Schema (2020-12 unless it says otherwise) that the input must satisfy; absent: any object. `$ref` to a URL is refused."""

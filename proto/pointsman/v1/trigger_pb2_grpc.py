@@ -54,8 +54,9 @@ class TriggerServiceServicer:
     def Trigger(self, request, context):
         """Runs one endpoint on the release that is bound when the trigger starts, wholly and only on that one.
         Errors: INVALID_FIELD, INVALID_INPUT, ENDPOINT_NOT_FOUND, NO_RELEASE_DEPLOYED, RELEASE_NOT_LOADED,
-        BEHIND, NOT_SYNCED, TOO_LARGE, TOO_MANY, STEP_FAILED, STEP_TIMEOUT. Their metadata have execution_id and gateway_id too, and once a
-        release was found its app, environment, release, digest and revision. In an environment that is stale and says FLAG the answer has
+        BEHIND, NOT_SYNCED, TOO_LARGE, RATE_LIMITED, UNAUTHENTICATED, PERMISSION_DENIED, STEP_FAILED, STEP_TIMEOUT. Their metadata,
+        but for UNAUTHENTICATED, have execution_id and gateway_id too, and once a release was found its app, environment, release,
+        digest and revision. In an environment that is stale and says FLAG the answer has
         the initial metadata `x-stale`: seconds since the control plane was last heard.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -36,8 +36,9 @@ class TriggerServiceStub:
     Trigger: _grpc.UnaryUnaryMultiCallable[_trigger_pb2.TriggerRequest, _trigger_pb2.TriggerResponse]
     """Runs one endpoint on the release that is bound when the trigger starts, wholly and only on that one.
     Errors: INVALID_FIELD, INVALID_INPUT, ENDPOINT_NOT_FOUND, NO_RELEASE_DEPLOYED, RELEASE_NOT_LOADED,
-    BEHIND, NOT_SYNCED, TOO_LARGE, TOO_MANY, STEP_FAILED, STEP_TIMEOUT. Their metadata have execution_id and gateway_id too, and once a
-    release was found its app, environment, release, digest and revision. In an environment that is stale and says FLAG the answer has
+    BEHIND, NOT_SYNCED, TOO_LARGE, RATE_LIMITED, UNAUTHENTICATED, PERMISSION_DENIED, STEP_FAILED, STEP_TIMEOUT. Their metadata,
+    but for UNAUTHENTICATED, have execution_id and gateway_id too, and once a release was found its app, environment, release,
+    digest and revision. In an environment that is stale and says FLAG the answer has
     the initial metadata `x-stale`: seconds since the control plane was last heard.
     """
     TriggerStream: _grpc.UnaryStreamMultiCallable[_trigger_pb2.TriggerStreamRequest, _trigger_pb2.TriggerStreamResponse]
@@ -54,8 +55,9 @@ class TriggerServiceAsyncStub(TriggerServiceStub):
     Trigger: _aio.UnaryUnaryMultiCallable[_trigger_pb2.TriggerRequest, _trigger_pb2.TriggerResponse]  # type: ignore[assignment]
     """Runs one endpoint on the release that is bound when the trigger starts, wholly and only on that one.
     Errors: INVALID_FIELD, INVALID_INPUT, ENDPOINT_NOT_FOUND, NO_RELEASE_DEPLOYED, RELEASE_NOT_LOADED,
-    BEHIND, NOT_SYNCED, TOO_LARGE, TOO_MANY, STEP_FAILED, STEP_TIMEOUT. Their metadata have execution_id and gateway_id too, and once a
-    release was found its app, environment, release, digest and revision. In an environment that is stale and says FLAG the answer has
+    BEHIND, NOT_SYNCED, TOO_LARGE, RATE_LIMITED, UNAUTHENTICATED, PERMISSION_DENIED, STEP_FAILED, STEP_TIMEOUT. Their metadata,
+    but for UNAUTHENTICATED, have execution_id and gateway_id too, and once a release was found its app, environment, release,
+    digest and revision. In an environment that is stale and says FLAG the answer has
     the initial metadata `x-stale`: seconds since the control plane was last heard.
     """
     TriggerStream: _aio.UnaryStreamMultiCallable[_trigger_pb2.TriggerStreamRequest, _trigger_pb2.TriggerStreamResponse]  # type: ignore[assignment]
@@ -75,8 +77,9 @@ class TriggerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_trigger_pb2.TriggerResponse, _abc.Awaitable[_trigger_pb2.TriggerResponse]]:
         """Runs one endpoint on the release that is bound when the trigger starts, wholly and only on that one.
         Errors: INVALID_FIELD, INVALID_INPUT, ENDPOINT_NOT_FOUND, NO_RELEASE_DEPLOYED, RELEASE_NOT_LOADED,
-        BEHIND, NOT_SYNCED, TOO_LARGE, TOO_MANY, STEP_FAILED, STEP_TIMEOUT. Their metadata have execution_id and gateway_id too, and once a
-        release was found its app, environment, release, digest and revision. In an environment that is stale and says FLAG the answer has
+        BEHIND, NOT_SYNCED, TOO_LARGE, RATE_LIMITED, UNAUTHENTICATED, PERMISSION_DENIED, STEP_FAILED, STEP_TIMEOUT. Their metadata,
+        but for UNAUTHENTICATED, have execution_id and gateway_id too, and once a release was found its app, environment, release,
+        digest and revision. In an environment that is stale and says FLAG the answer has
         the initial metadata `x-stale`: seconds since the control plane was last heard.
         """
 
