@@ -46,6 +46,8 @@ class Caller:
         self.chance = random.Random(seed)
         self.histories = histories
         self.seen: dict[str, int] = {}
+        self.calls = 0
+        self.name = seed.replace(" ", ".")
         self.lost = False
         """Nobody answered the last call."""
 
@@ -56,6 +58,7 @@ class Caller:
         wanted = self.chance.choice(RELEASES) if kind == "deploy" else ""
         expected = self.seen.get(environment, 0) if kind == "deploy" and self.chance.random() < 0.3 else None
         self.lost = False
+        self.calls += 1
         start = time.monotonic()
         try:
             binding = await self._send(kind, environment, wanted, expected)
@@ -66,18 +69,27 @@ class Caller:
             return
         end = math.inf if found.get("outcome") == LOST else time.monotonic()
         self.seen[environment] = found.get("revision", 0) or self.seen.get(environment, 0)
-        self.histories[environment].append(Operation(kind=kind, start=start, end=end, wanted=wanted, expected=expected, **found))
+        self.histories[environment].append(
+            Operation(kind=kind, start=start, end=end, wanted=wanted, expected=expected, call=self._call_name, **found)
+        )
+
+    @property
+    def _call_name(self) -> str:
+        """Whom the history names as the actor of this very call."""
+        return f"{self.name}.{self.calls}"
 
     async def _send(self, kind: str, environment: str, wanted: str, expected: int | None) -> Any:
+        metadata = (("x-actor", self._call_name),)
         if kind == "get":
             request = deployments_pb2.GetBindingRequest(app="shop", environment=environment)
             return (await self.stub.GetBinding(request, timeout=10)).binding
         if kind == "rollback":
-            return (await self.stub.Rollback(deployments_pb2.RollbackRequest(app="shop", environment=environment), timeout=10)).binding
+            back = deployments_pb2.RollbackRequest(app="shop", environment=environment)
+            return (await self.stub.Rollback(back, timeout=10, metadata=metadata)).binding
         request = deployments_pb2.DeployRequest(app="shop", environment=environment, release=wanted)
         if expected is not None:
             request.expected_revision = expected
-        return (await self.stub.Deploy(request, timeout=10)).binding
+        return (await self.stub.Deploy(request, timeout=10, metadata=metadata)).binding
 
     def _refused(self, kind: str, error: grpc.aio.AioRpcError) -> dict[str, Any] | None:
         """What the history has of it; None for a read that told nothing."""

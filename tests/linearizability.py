@@ -9,8 +9,8 @@ A call whose answer was lost may have happened at any moment after its start, or
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 LOST = "LOST"
 """The outcome of a call that nobody answered."""
@@ -26,7 +26,7 @@ Entry = tuple[int | None, str]
 class Operation:
     """One call. Times are of one clock; `end` is infinity when it was lost.
 
-    `outcome`: empty when it succeeded, else the reason, or LOST. `revision` and `release` are what it answered: what is live after it, for a
+    `call` names it in the history of the store, if it does. `outcome`: empty when it succeeded, else the reason, or LOST. `revision` and `release` are what it answered: what is live after it, for a
     REVISION_CONFLICT the current revision. `expected` is the expected_revision, if there was one.
     """
 
@@ -38,6 +38,7 @@ class Operation:
     outcome: str = ""
     revision: int = 0
     release: str = ""
+    call: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,21 @@ def is_linearizable(history: Sequence[Operation], start: State = START) -> bool:
     return _search(calls, start, lost_last=True) or _search(calls, start, lost_last=False)
 
 
+def with_found(history: Sequence[Operation], happened: Mapping[str, tuple[int, str]]) -> list[Operation]:
+    """The history with what became of its lost calls, by the store's own list: (revision, release) by `call`; when it happened stays open.
+
+    A lost call that is not there has changed nothing. If the list is wrong, what others saw fits no order.
+    """
+    found = []
+    for one in history:
+        if one.outcome != LOST:
+            found.append(one)
+        elif one.call in happened:
+            revision, release = happened[one.call]
+            found.append(replace(one, outcome="", revision=revision, release=release))
+    return found
+
+
 def _search(calls: Sequence[Operation], start: State, *, lost_last: bool) -> bool:
     needed = sum(1 << index for index, call in enumerate(calls) if call.outcome != LOST)
     tried: set[tuple[int, State]] = set()
@@ -152,8 +168,8 @@ def _next(calls: Sequence[Operation], done: int, state: State, *, lost_last: boo
             first_end = min(first_end, calls[index].end)
     may = [index for index in left if calls[index].start <= first_end]
     any_fits = False
-    # Answered ones first: they narrow the search.
-    for index in sorted(may, key=lambda index: (calls[index].outcome == LOST, calls[index].end)):
+    # Answered ones first, by what they saw: revisions make most orders forced.
+    for index in sorted(may, key=lambda index: (calls[index].outcome == LOST, calls[index].revision, calls[index].end)):
         if any_fits and lost_last and calls[index].outcome == LOST:
             return
         after = state.after(calls[index])

@@ -41,7 +41,7 @@ async def run(folder: Path, seed: int, operations: int, faults: int) -> Result:
 
         async with watch.running():
             await asyncio.gather(campaign.run(CALLERS), fill())
-            lost = campaign.unexplained() + await wrong_in([watch], server.grpc)
+            lost = await campaign.unexplained(server.grpc) + await wrong_in([watch], server.grpc)
     (whole,) = sqlite3.connect(folder / "pointsman.db").execute("PRAGMA integrity_check").fetchone()
     return Result("disk", campaign.operations, faults, lost + (whole != "ok"), campaign.worst_gap, seed)
 

@@ -45,7 +45,7 @@ async def run(folder: Path, seed: int, operations: int, faults: int) -> Result:
 
         async with _triggers(gates) as failed:
             await asyncio.gather(campaign.run(CALLERS), fail_over())
-            lost = campaign.unexplained() + await wrong_in(watches, planes[0].grpc)
+            lost = await campaign.unexplained(planes[0].grpc) + await wrong_in(watches, planes[0].grpc)
         return Result("failover", campaign.operations, faults, lost + len(failed), campaign.worst_gap, seed)
 
 

@@ -33,6 +33,6 @@ async def run(folder: Path, seed: int, operations: int, faults: int) -> Result:
 
         async with watches[0].running(), watches[1].running():
             await asyncio.gather(campaign.run(CALLERS), kill())
-            lost = campaign.unexplained() + await wrong_in(watches, server.grpc)
+            lost = await campaign.unexplained(server.grpc) + await wrong_in(watches, server.grpc)
     (whole,) = sqlite3.connect(folder / "pointsman.db").execute("PRAGMA integrity_check").fetchone()
     return Result("kill", campaign.operations, faults, lost + (whole != "ok"), campaign.worst_gap, seed)
