@@ -14,7 +14,7 @@ from tests.eventually import eventually
 from tests.postgres_server import running_postgres, standby_of
 from tests.processes import start_control_plane, start_gateway
 
-FULL = (2000, 1)
+FULL = (3000, 1)
 CALLERS = 4
 
 

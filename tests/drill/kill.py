@@ -12,7 +12,7 @@ from tests.deploying import make_releases
 from tests.drill.common import Campaign, Result, Watch, wrong_in
 from tests.processes import start_control_plane
 
-FULL = (5000, 60)
+FULL = (7500, 60)
 CALLERS = 8
 
 
