@@ -21,9 +21,10 @@ from control_plane.storage import open_store
 from control_plane.storage.base import Store, Transaction
 from pointsman.v1 import deployments_pb2, deployments_pb2_grpc, releases_pb2, releases_pb2_grpc
 from tests.bench.deploys import alternating, prepared
+from tests.bench.fanout import memory_bytes
 from tests.bench.table import Row, milliseconds
 from tests.postgres_server import available, running_postgres
-from tests.processes import start_control_plane
+from tests.processes import Server, start_control_plane
 
 CALLERS = 64
 SEQUENTIAL_SECONDS = 3.0
@@ -31,6 +32,8 @@ CONCURRENT_SECONDS = 5.0
 RELEASES = 100_000
 BINDINGS = 10_000
 ROUNDS = 300
+LISTED_PAGES = 40
+MIB = 1024 * 1024
 # Rows of one transaction.
 PIECE = 5_000
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -57,6 +60,7 @@ async def rows() -> list[Row]:
 async def _engine(engine: str, new_url: Callable[[], str], bound: float) -> list[Row]:
     sequential, concurrent = await _rates(new_url())
     slower = await _full_against_empty(new_url(), new_url())
+    full_bytes, few_bytes = await _memory(new_url(), RELEASES), await _memory(new_url(), 50)
     return [
         Row(
             f"{engine}: deploys a second by {CALLERS} callers, beside one caller",
@@ -75,19 +79,26 @@ async def _engine(engine: str, new_url: Callable[[], str], bound: float) -> list
             )
             for what, (full, empty) in slower.items()
         ),
+        Row(
+            f"{engine}: memory of the control plane on {RELEASES:,} releases, 2,000 of them listed",
+            f"{full_bytes / MIB:.0f} MiB",
+            f"on 50 releases {few_bytes / MIB:.0f} MiB",
+            f"{full_bytes / few_bytes:.2f}",
+            "does not grow",
+        ),
     ]
 
 
 @asynccontextmanager
-async def _serving(url: str) -> AsyncIterator[str]:
+async def _serving(url: str) -> AsyncIterator[Server]:
     with tempfile.TemporaryDirectory() as folder:
         async with start_control_plane(Path(folder), "--store", url) as plane:
-            yield plane.grpc
+            yield plane
 
 
 async def _rates(url: str) -> tuple[float, float]:
     """Deploys a second: one caller, many callers. All of one app and environment, each a change."""
-    async with _serving(url) as address, prepared(address) as stub:
+    async with _serving(url) as plane, prepared(plane.grpc) as stub:
         return await _rate(stub, 1, SEQUENTIAL_SECONDS), await _rate(stub, CALLERS, CONCURRENT_SECONDS)
 
 
@@ -117,7 +128,8 @@ async def _full_against_empty(full: str, empty: str) -> dict[str, tuple[float, f
     async with AsyncExitStack() as stack:
         stubs = []
         for url in (full, empty):
-            channel = await stack.enter_async_context(grpc.aio.insecure_channel(await stack.enter_async_context(_serving(url))))
+            plane = await stack.enter_async_context(_serving(url))
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(plane.grpc))
             stubs.append((releases_pb2_grpc.ReleaseServiceStub(channel), deployments_pb2_grpc.DeploymentServiceStub(channel)))
         (releases, bindings), (few, single) = stubs
         for _ in range(20):
@@ -127,6 +139,17 @@ async def _full_against_empty(full: str, empty: str) -> dict[str, tuple[float, f
             f"ListReleases, page 21 of {RELEASES:,}": await _beside(lambda: releases.ListReleases(deep), lambda: few.ListReleases(page)),
             f"GetBinding among {BINDINGS:,}": await _beside(lambda: bindings.GetBinding(one), lambda: single.GetBinding(one)),
         }
+
+
+async def _memory(url: str, releases: int) -> int:
+    """Resident bytes of a control plane that has served 2,000 releases of a store with so many, and one binding."""
+    await _fill(url, releases, 1)
+    async with _serving(url) as plane, grpc.aio.insecure_channel(plane.grpc) as channel:
+        stub = releases_pb2_grpc.ReleaseServiceStub(channel)
+        request = releases_pb2.ListReleasesRequest(app="bench", page_size=50)
+        for _ in range(LISTED_PAGES):
+            request.page_token = (await stub.ListReleases(request)).next_page_token
+        return memory_bytes(plane.pid)
 
 
 async def _beside(ours: Callable[[], Awaitable[object]], peer: Callable[[], Awaitable[object]]) -> tuple[float, float]:
