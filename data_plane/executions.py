@@ -32,7 +32,7 @@ MAX_CAPTURED_IN_ALL_BYTES = 512 * 1024
 # Room for what says how much was cut off.
 MAX_MARK_BYTES = 64
 MAX_MESSAGE_CHARS = 2048
-_STEP_OUTCOMES = {name: Execution.Step.Outcome.Value(name) for name in ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELLED")}
+_STEP_OUTCOMES = {name: Execution.StepExecution.Outcome.Value(name) for name in ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELLED")}
 
 # Looked up once: the wrappers of protobuf's enums are slow.
 _WENT_WRONG = (Outcome.FAILED, Outcome.CANCELLED)
@@ -187,7 +187,7 @@ class Sealer:
 @functools.lru_cache(maxsize=4096)
 def _step_head(stage: str, name: str, kind: str, outcome: str, attempts: int) -> bytes:
     """What is the same each time, serialised: to merge it takes a third of what setting its fields does."""
-    head = Execution.Step(stage=stage, name=name, kind=kind, outcome=_STEP_OUTCOMES[outcome], attempts=attempts)
+    head = Execution.StepExecution(stage=stage, name=name, kind=kind, outcome=_STEP_OUTCOMES[outcome], attempts=attempts)
     return head.SerializeToString()
 
 

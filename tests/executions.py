@@ -22,7 +22,7 @@ def ran(
     found = pb.Execution(**known | more, outcome=pb.Execution.Outcome.Value(outcome))
     found.start_time.FromDatetime(datetime.now(UTC) - timedelta(seconds=ago))
     found.duration.FromTimedelta(timedelta(seconds=seconds))
-    step = found.steps.add(stage="main", name="answer", kind="transform", outcome=pb.Execution.Step.SUCCEEDED, attempts=1)
+    step = found.steps.add(stage="main", name="answer", kind="transform", outcome=pb.Execution.StepExecution.SUCCEEDED, attempts=1)
     step.start_time.CopyFrom(found.start_time)
     step.duration.CopyFrom(found.duration)
     return found

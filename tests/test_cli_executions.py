@@ -101,11 +101,11 @@ async def test_show_draws_the_steps_in_time(stack, app):
     )
     one.steps[0].duration.FromMilliseconds(500)
     second = one.steps.add(
-        stage="main", name="later", kind="inference", outcome=pb.Execution.Step.FAILED, attempts=3, error="refused", output="{}"
+        stage="main", name="later", kind="inference", outcome=pb.Execution.StepExecution.FAILED, attempts=3, error="refused", output="{}"
     )
     second.start_time.FromMicroseconds(one.start_time.ToMicroseconds() + 500_000)
     second.duration.FromMilliseconds(500)
-    one.steps.add(stage="main", name="never", kind="transform", outcome=pb.Execution.Step.SKIPPED)
+    one.steps.add(stage="main", name="never", kind="transform", outcome=pb.Execution.StepExecution.SKIPPED)
     await report(stack.plane, one)
     told = await cli_done("execution", "show", one.execution_id, control_plane=stack.control_plane)
     assert f"execution {one.execution_id}: FAILED after 1.00 s\nSTEP_FAILED: no\n" in told

@@ -116,3 +116,13 @@ def test_the_manual_names_every_service_and_method():
     missing = [f"{name}/{method.name}" for name, service in SERVICES.items() for method in service.methods if method.name not in manual]
     missing += [name for name in SERVICES if name.rpartition(".")[2] not in manual]
     assert missing == []
+
+
+def test_no_message_inside_another_is_called_as_one_of_the_contract():
+    """Tools that know messages by their short names would take one for the other."""
+    names = [module.name for module in pkgutil.iter_modules(pointsman.v1.__path__) if module.name.endswith("_pb2")]
+    files = [importlib.import_module(f"pointsman.v1.{name}").DESCRIPTOR for name in names]
+    alone = [message for file in files for message in file.message_types_by_name.values()]
+    assert len(alone) > 50
+    inside = [nested for message in alone for nested in message.nested_types if not nested.GetOptions().map_entry]
+    assert {message.name for message in inside} & {message.name for message in alone} == set()

@@ -44,20 +44,20 @@ def tell_execution(one: Execution) -> None:
             click.echo(f"\n{name}:\n{harmless(text)}")
 
 
-def _row(one: Execution, step: Execution.Step) -> tuple[str, ...]:
+def _row(one: Execution, step: Execution.StepExecution) -> tuple[str, ...]:
     ran = step.HasField("start_time")
     return (
         step.stage,
         step.name,
         step.kind,
-        Execution.Step.Outcome.Name(step.outcome),
+        Execution.StepExecution.Outcome.Name(step.outcome),
         str(step.attempts) if ran else "-",
         briefly(step.duration) if ran else "-",
         _bar(one, step) if ran else "",
     )
 
 
-def _bar(one: Execution, step: Execution.Step) -> str:
+def _bar(one: Execution, step: Execution.StepExecution) -> str:
     """From when to when, in the time of the whole; at least one character."""
     began = step.start_time.ToMicroseconds() - one.start_time.ToMicroseconds()
     whole = max(one.duration.ToMicroseconds(), 1)

@@ -147,7 +147,7 @@ def _batches(count: int) -> Iterator[bytes]:
             one.start_time.FromMicroseconds(now)
             one.duration.FromMilliseconds(12)
             for step in ("read", "think", "answer"):
-                taken = one.steps.add(stage="main", name=step, kind="transform", outcome=pb.Execution.Step.SUCCEEDED, attempts=1)
+                taken = one.steps.add(stage="main", name=step, kind="transform", outcome=pb.Execution.StepExecution.SUCCEEDED, attempts=1)
                 taken.start_time.FromMicroseconds(now)
                 taken.duration.FromMilliseconds(4)
         yield report.SerializeToString()

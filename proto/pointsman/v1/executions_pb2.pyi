@@ -59,7 +59,7 @@ class Execution(_message.Message):
     """It was not begun: unknown endpoint, bad input, too many, behind."""
 
     @_typing.final
-    class Step(_message.Message):
+    class StepExecution(_message.Message):
         """One step, in the order in which they began. Steps that were skipped have outcome SKIPPED and no times."""
 
         DESCRIPTOR: _descriptor.Descriptor
@@ -68,31 +68,31 @@ class Execution(_message.Message):
             ValueType = _typing.NewType("ValueType", _builtins.int)
             V: _TypeAlias = ValueType  # noqa: Y015
 
-        class _OutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Execution.Step._Outcome.ValueType], _builtins.type):
+        class _OutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Execution.StepExecution._Outcome.ValueType], _builtins.type):
             DESCRIPTOR: _descriptor.EnumDescriptor
-            OUTCOME_UNSPECIFIED: Execution.Step._Outcome.ValueType  # 0
+            OUTCOME_UNSPECIFIED: Execution.StepExecution._Outcome.ValueType  # 0
             """Never sent."""
-            SUCCEEDED: Execution.Step._Outcome.ValueType  # 1
+            SUCCEEDED: Execution.StepExecution._Outcome.ValueType  # 1
             """It gave its output."""
-            FAILED: Execution.Step._Outcome.ValueType  # 2
+            FAILED: Execution.StepExecution._Outcome.ValueType  # 2
             """It failed for good."""
-            SKIPPED: Execution.Step._Outcome.ValueType  # 3
+            SKIPPED: Execution.StepExecution._Outcome.ValueType  # 3
             """Its gate or condition was false."""
-            CANCELLED: Execution.Step._Outcome.ValueType  # 4
+            CANCELLED: Execution.StepExecution._Outcome.ValueType  # 4
             """A sibling failed, or the caller went away."""
 
         class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
             """How it ended."""
 
-        OUTCOME_UNSPECIFIED: Execution.Step.Outcome.ValueType  # 0
+        OUTCOME_UNSPECIFIED: Execution.StepExecution.Outcome.ValueType  # 0
         """Never sent."""
-        SUCCEEDED: Execution.Step.Outcome.ValueType  # 1
+        SUCCEEDED: Execution.StepExecution.Outcome.ValueType  # 1
         """It gave its output."""
-        FAILED: Execution.Step.Outcome.ValueType  # 2
+        FAILED: Execution.StepExecution.Outcome.ValueType  # 2
         """It failed for good."""
-        SKIPPED: Execution.Step.Outcome.ValueType  # 3
+        SKIPPED: Execution.StepExecution.Outcome.ValueType  # 3
         """Its gate or condition was false."""
-        CANCELLED: Execution.Step.Outcome.ValueType  # 4
+        CANCELLED: Execution.StepExecution.Outcome.ValueType  # 4
         """A sibling failed, or the caller went away."""
 
         STAGE_FIELD_NUMBER: _builtins.int
@@ -114,7 +114,7 @@ class Execution(_message.Message):
         """Its name."""
         kind: _builtins.str
         """inference, tool_call or transform."""
-        outcome: Global___Execution.Step.Outcome.ValueType
+        outcome: Global___Execution.StepExecution.Outcome.ValueType
         """How it ended."""
         attempts: _builtins.int
         """How often it was tried."""
@@ -144,7 +144,7 @@ class Execution(_message.Message):
             stage: _builtins.str = ...,
             name: _builtins.str = ...,
             kind: _builtins.str = ...,
-            outcome: Global___Execution.Step.Outcome.ValueType = ...,
+            outcome: Global___Execution.StepExecution.Outcome.ValueType = ...,
             attempts: _builtins.int = ...,
             start_time: _timestamp_pb2.Timestamp | None = ...,
             duration: _duration_pb2.Duration | None = ...,
@@ -224,7 +224,7 @@ class Execution(_message.Message):
         """From the request's arrival to the answer."""
 
     @_builtins.property
-    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___Execution.Step]:
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___Execution.StepExecution]:
         """What its steps did; only with GetExecution and TailExecutions."""
 
     def __init__(
@@ -243,7 +243,7 @@ class Execution(_message.Message):
         outcome: Global___Execution.Outcome.ValueType = ...,
         error_reason: _builtins.str = ...,
         error_message: _builtins.str = ...,
-        steps: _abc.Iterable[Global___Execution.Step] | None = ...,
+        steps: _abc.Iterable[Global___Execution.StepExecution] | None = ...,
         token_id: _builtins.str = ...,
         trace_id: _builtins.str = ...,
         input: _builtins.str = ...,
