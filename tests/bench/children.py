@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 from tests.processes import ROOT, clean_environment
 
 START_SECONDS = 60.0
+KIB = 1024
 
 
 @contextlib.asynccontextmanager
@@ -46,3 +48,9 @@ async def bare_server(payload_bytes: int) -> AsyncIterator[str]:
     """The address of tests.bench.bare_server."""
     async with child(sys.executable, "-m", "tests.bench.bare_server", str(payload_bytes)) as process:
         yield f"127.0.0.1:{await line(process)}"
+
+
+def memory_bytes(pid: int) -> int:
+    """Resident memory of a process."""
+    fields = Path(f"/proc/{pid}/statm").read_text().split()
+    return int(fields[1]) * 4 * KIB

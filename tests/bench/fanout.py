@@ -19,7 +19,7 @@ from pathlib import Path
 import grpc
 
 from tests.bench import etcd
-from tests.bench.children import bare_server, child, line
+from tests.bench.children import KIB, bare_server, child, line, memory_bytes
 from tests.bench.deploys import alternating, prepared
 from tests.bench.table import Row, milliseconds
 from tests.processes import start_control_plane
@@ -28,7 +28,6 @@ COUNTS = (1, 10, 100, 1000)
 ROUNDS = 15
 CLIENT_PROCESSES = 2
 PAYLOAD_BYTES = 250
-KIB = 1024
 
 
 class Streams:
@@ -90,12 +89,6 @@ async def etcd_server(folder: Path) -> AsyncIterator[str]:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{ports[0]}") as channel:
             await asyncio.wait_for(channel.channel_ready(), 20)
         yield f"127.0.0.1:{ports[0]}"
-
-
-def memory_bytes(pid: int) -> int:
-    """Resident memory of a process."""
-    fields = Path(f"/proc/{pid}/statm").read_text().split()
-    return int(fields[1]) * 4 * KIB
 
 
 async def rows() -> list[Row]:

@@ -20,8 +20,8 @@ from control_plane.model import Action, App, Deployment, Release
 from control_plane.storage import open_store
 from control_plane.storage.base import Store, Transaction
 from pointsman.v1 import deployments_pb2, deployments_pb2_grpc, releases_pb2, releases_pb2_grpc
+from tests.bench.children import memory_bytes
 from tests.bench.deploys import alternating, prepared
-from tests.bench.fanout import memory_bytes
 from tests.bench.table import Row, milliseconds
 from tests.postgres_server import available, running_postgres
 from tests.processes import Server, start_control_plane
