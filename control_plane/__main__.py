@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -97,31 +99,24 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         noting = asyncio.create_task(authority.run(), name="authority")
         closing.push_async_callback(_ended, noting)
         grpc_server = GrpcServer(authorise=Authorisation(authority), observe=metrics.observe, tls=tls)
-        server = grpc_server.services
-        apps_pb2_grpc.add_AppServiceServicer_to_server(AppServicer(apps), server)
-        environments_pb2_grpc.add_EnvironmentServiceServicer_to_server(EnvironmentServicer(environments), server)
-        releases_pb2_grpc.add_ReleaseServiceServicer_to_server(ReleaseServicer(releases, Retention(store, utc_now)), server)
-        deployments_pb2_grpc.add_DeploymentServiceServicer_to_server(DeploymentServicer(deployments, Past(store), hub), server)
-        gateways_pb2_grpc.add_GatewayServiceServicer_to_server(GatewayServicer(gateways, hub, releases, executions, store.store_id), server)
-        executions_pb2_grpc.add_ExecutionServiceServicer_to_server(ExecutionServicer(executions, tail), server)
-        tokens_pb2_grpc.add_TokenServiceServicer_to_server(TokenServicer(Tokens(store, gateways, utc_now)), server)
-        files = (apps_pb2, environments_pb2, releases_pb2, deployments_pb2, gateways_pb2, executions_pb2, tokens_pb2)
-        await grpc_server.start(
-            settings.listen, [service.full_name for file in files for service in file.DESCRIPTOR.services_by_name.values()]
-        )
-        peers.address = f"{socket.gethostname()} {grpc_server.address}"
-        closing.push_async_callback(grpc_server.stop, settings.drain_seconds)
         parts = Parts(
             apps=apps,
             environments=environments,
             releases=releases,
             deployments=deployments,
+            executions=executions,
+            tail=tail,
+            tokens=Tokens(store, gateways, utc_now),
             gateways=gateways,
             hub=hub,
             authority=authority,
             clock=utc_now,
-            grpc_address=grpc_server.address,
+            grpc_address=settings.listen,
         )
+        await grpc_server.start(settings.listen, _add_services(grpc_server.services, parts, store))
+        peers.address = f"{socket.gethostname()} {grpc_server.address}"
+        closing.push_async_callback(grpc_server.stop, settings.drain_seconds)
+        parts = replace(parts, grpc_address=grpc_server.address)
         http_server = HttpServer(make_app(store, metrics, authority, Console(parts, settings.console_hosts)), tls=tls)
         await http_server.start(settings.http)
         closing.push_async_callback(http_server.stop)
@@ -131,6 +126,22 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         await grpc_server.drain()
         tail.close()
         await hub.close()
+
+
+def _add_services(server: Any, parts: Parts, store: Store) -> list[str]:
+    """Every gRPC service; their full names."""
+    releases, executions = parts.releases, parts.executions
+    deployments = DeploymentServicer(parts.deployments, Past(store), parts.hub)
+    apps_pb2_grpc.add_AppServiceServicer_to_server(AppServicer(parts.apps), server)
+    environments_pb2_grpc.add_EnvironmentServiceServicer_to_server(EnvironmentServicer(parts.environments), server)
+    releases_pb2_grpc.add_ReleaseServiceServicer_to_server(ReleaseServicer(releases, Retention(store, utc_now)), server)
+    deployments_pb2_grpc.add_DeploymentServiceServicer_to_server(deployments, server)
+    gateways = GatewayServicer(parts.gateways, parts.hub, releases, executions, store.store_id)
+    gateways_pb2_grpc.add_GatewayServiceServicer_to_server(gateways, server)
+    executions_pb2_grpc.add_ExecutionServiceServicer_to_server(ExecutionServicer(executions, parts.tail), server)
+    tokens_pb2_grpc.add_TokenServiceServicer_to_server(TokenServicer(parts.tokens), server)
+    files = (apps_pb2, environments_pb2, releases_pb2, deployments_pb2, gateways_pb2, executions_pb2, tokens_pb2)
+    return [service.full_name for file in files for service in file.DESCRIPTOR.services_by_name.values()]
 
 
 def _open_tls(settings: Settings, closing: contextlib.AsyncExitStack) -> ServerTls | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import html
 import re
@@ -20,16 +21,22 @@ from control_plane.gateways import Gateways
 from control_plane.http import make_app
 from control_plane.hub import Hub
 from control_plane.metrics import Metrics
+from control_plane.rpc.executions import report_of
 from control_plane.service.apps import Apps
 from control_plane.service.calls import Call, utc_now
 from control_plane.service.deployments import Deployments, Options
 from control_plane.service.environments import Environments
+from control_plane.service.executions import Executions
 from control_plane.service.paging import PageRequest
 from control_plane.service.releases import Releases
 from control_plane.service.snapshots import snapshot_of
-from control_plane.storage import open_store
-from control_plane.storage.base import Store
+from control_plane.service.tokens import Tokens
+from control_plane.storage import open_executions, open_store
+from control_plane.storage.base import ExecutionStore, Store
+from control_plane.tail import Tail
+from pointsman.ids import new_id
 from pointsman.settings import Address
+from pointsman.v1 import executions_pb2 as pb
 from pointsman.v1.config_pb2 import AppConfig
 from tests.sample_apps import marked
 
@@ -45,6 +52,7 @@ class Site:
     http: httpx2.AsyncClient
     parts: Parts
     store: Store
+    kept: ExecutionStore
 
     async def draft(self, app: str, mark: str, **changes: Any) -> None:
         """Fills the draft of an app, which is created when it is not there."""
@@ -61,6 +69,11 @@ class Site:
     async def deploy(self, app: str, tag: str, environment: str, **options: Any) -> None:
         """Makes it live."""
         await self.parts.deployments.deploy(app, environment, tag, Options(**options), ANN)
+
+    async def ran(self, *executions: pb.Execution, gateway_id: str = "east", dropped: int = 0) -> None:
+        """Puts executions on record, as a gateway would."""
+        request = pb.ReportExecutionsRequest(gateway_id=gateway_id, instance_id=new_id(), executions=executions, dropped=dropped)
+        await self.parts.executions.report(await report_of(request))
 
     async def live(self, app: str, environment: str) -> str:
         """What is live there; empty when nothing is."""
@@ -85,7 +98,10 @@ class Site:
 @contextlib.asynccontextmanager
 async def open_site(folder: Path) -> AsyncIterator[Site]:
     """An empty store in the folder, with a console."""
-    store = await open_store(f"sqlite:///{folder}/console.db")
+    url = f"sqlite:///{folder}/console.db"
+    store = await open_store(url)
+    kept = await asyncio.to_thread(open_executions, url, store.store_id)
+    tail = Tail(kept)
     hub, gateways = Hub(store), Gateways(utc_now, prepare_timeout_seconds=0.5)
     await hub.start()
     authority = Authority(hub, store, utc_now)
@@ -95,6 +111,9 @@ async def open_site(folder: Path) -> AsyncIterator[Site]:
         environments=Environments(store, utc_now),
         releases=Releases(store, deployments, utc_now),
         deployments=deployments,
+        executions=Executions(store, kept, tail, utc_now),
+        tail=tail,
+        tokens=Tokens(store, gateways, utc_now),
         gateways=gateways,
         hub=hub,
         authority=authority,
@@ -104,7 +123,9 @@ async def open_site(folder: Path) -> AsyncIterator[Site]:
     transport = httpx2.ASGITransport(make_app(store, Metrics(), authority, Console(parts, "console.example")))
     try:
         async with httpx2.AsyncClient(transport=transport, base_url="http://localhost:7480") as http:
-            yield Site(http, parts, store)
+            yield Site(http, parts, store, kept)
     finally:
+        tail.close()
         await hub.close()
+        await kept.close()
         await store.close()

@@ -18,6 +18,7 @@ from control_plane.console.changes import ChangePages
 from control_plane.console.compare import ComparePage
 from control_plane.console.draft import MAX_DRAFT_FORM_BYTES, DraftPage
 from control_plane.console.environments import EnvironmentPages
+from control_plane.console.executions import ExecutionPages
 from control_plane.console.gateways import GatewaysPage
 from control_plane.console.pages import Pages
 from control_plane.console.parts import Parts
@@ -58,6 +59,7 @@ class Console:
         apps, releases, compare = AppPages(parts), ReleasePages(parts, rollouts), ComparePage(parts)
         environments, gateways = EnvironmentPages(parts, rollouts), GatewaysPage(parts)
         changes, draft = ChangePages(parts, rollouts), DraftPage(parts)
+        executions = ExecutionPages(parts)
         self._all = [
             Page("/apps", apps.list, apps.create),
             Page("/apps/{app}/releases", releases.list, releases.create),
@@ -72,6 +74,9 @@ class Console:
             Page("/apps/{app}/promote", changes.show_promote, changes.promote),
             Page("/apps/{app}/rollback", changes.show_rollback, changes.rollback),
             Page("/apps/{app}/draft", draft.show, draft.save, MAX_DRAFT_FORM_BYTES),
+            Page("/apps/{app}/executions", executions.list),
+            Page("/apps/{app}/executions/tail", executions.tail),
+            Page("/apps/{app}/executions/{execution}", executions.one),
             Page("/gateways", gateways.show),
         ]
 

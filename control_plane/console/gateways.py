@@ -38,11 +38,14 @@ class GatewaysPage:
         hub = self._parts.hub
         await hub.refresh()
         rows = self._rows(await self._parts.gateways.known((), MAX_KNOWN))
+        wanted = visit.asked("gateway")
+        rows = [row for row in rows if wanted in ("", row.info.identity.gateway_id)]
         start = min(int(given) if (given := visit.asked("from")).isdecimal() and len(given) < 6 else 0, len(rows))
         counts = {state: sum(row.state == state for row in rows) for state in _ORDER}
         return visit.page(
             "gateways.html",
             tab="gateways",
+            wanted=wanted,
             rows=rows[start : start + PAGE_SIZE],
             counts=counts,
             revision=hub.revision,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import mimetypes
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib import resources
 from typing import Any
 
@@ -46,6 +46,7 @@ class Pages:
             auto_reload=False,
         )
         self._jinja.filters |= {"ago": self.ago, "short_digest": short_digest, "colour": colour, "milliseconds": milliseconds}
+        self._jinja.filters |= {"moment": moment, "took": took}
         self._files: dict[str, tuple[bytes, str]] = {}
         for file in resources.files("control_plane.console").joinpath("static").iterdir():
             content = file.read_bytes()
@@ -103,6 +104,21 @@ def colour(environment: str) -> str:
 def milliseconds(seconds: float) -> str:
     """E.g. `12 ms` or `1.4 s`."""
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def moment(micros: int) -> Markup:
+    """A time in microseconds since 1970, to the millisecond, in UTC."""
+    found = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
+    shown = found.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+    return Markup('<time datetime="{}" title="{} UTC">{}</time>').format(found.isoformat(), shown, shown)
+
+
+def took(micros: int) -> str:
+    """In a unit that fits: `850 µs`, `12.3 ms`, `1.25 s`, `3.1 min`."""
+    for size, unit, digits in ((60_000_000, "min", 1), (1_000_000, "s", 2), (1_000, "ms", 1)):
+        if micros >= size:
+            return f"{micros / size:.{digits}f} {unit}"
+    return f"{micros} µs"
 
 
 @pass_context

@@ -13,8 +13,11 @@ from control_plane.service.apps import Apps
 from control_plane.service.calls import Clock
 from control_plane.service.deployments import Deployments
 from control_plane.service.environments import Environments
+from control_plane.service.executions import Executions
 from control_plane.service.paging import MAX_PAGE_SIZE, PageRequest
 from control_plane.service.releases import Releases
+from control_plane.service.tokens import Tokens
+from control_plane.tail import Tail
 from pointsman.errors import NoReleaseDeployed
 from pointsman.settings import Address
 
@@ -27,6 +30,9 @@ class Parts:
     environments: Environments
     releases: Releases
     deployments: Deployments
+    executions: Executions
+    tail: Tail
+    tokens: Tokens
     gateways: Gateways
     hub: Hub
     authority: Authority

@@ -14,10 +14,11 @@ from google.protobuf.message import Message
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from control_plane.authority import Authority
 from control_plane.console.pages import Pages
-from control_plane.console.session import Browser, named
+from control_plane.console.session import Browser, caller_of, named
 from control_plane.model import Token
-from control_plane.roles import check_method
+from control_plane.roles import check_method, check_place
 from control_plane.roles import check_request as check_request_of
 from control_plane.service.calls import Call, fingerprint_of
 from pointsman.errors import InvalidField, PermissionDenied, PointsmanError, TooLarge, Violation
@@ -128,6 +129,19 @@ class Visit:
                 "What you typed is still here; send it again, with cookies allowed.",
                 actor=self.actor,
             )
+        await self.check(request)
+        request_id = self.typed("request_id")
+        if not request_id:
+            return Call(actor=self.actor)
+        return Call(actor=self.actor, request_id=request_id, fingerprint=fingerprint_of(request))
+
+    async def check(self, request: Message) -> None:
+        """Whether the request, sent over gRPC, would be let in.
+
+        Raises:
+            PermissionDenied: the token does not allow it.
+            InvalidField: with every rule that it breaks.
+        """
         large = request.ByteSize() > CHECK_ON_THREAD_BYTES
         violations = await asyncio.to_thread(check_request, request) if large else check_request(request)
         if violations:
@@ -136,10 +150,20 @@ class Visit:
             method = type(request).__name__.removesuffix("Request")
             check_method(self._caller, method)
             check_request_of(self._caller, method, request)
-        request_id = self.typed("request_id")
-        if not request_id:
-            return Call(actor=self.actor)
-        return Call(actor=self.actor, request_id=request_id, fingerprint=fingerprint_of(request))
+
+    def check_place(self, app: str, environment: str) -> None:
+        """Raises PermissionDenied when the token is not for it; an empty environment is not asked about."""
+        if self._caller is not None:
+            check_place(self._caller, app, environment)
+
+    def check_still_in(self, authority: Authority) -> None:
+        """For what goes on for long. Raises Unauthenticated when the token has ended meanwhile."""
+        caller_of(self._request, authority)
+
+    @property
+    def own_environments(self) -> tuple[str, ...]:
+        """Those that the token is for; empty: all."""
+        return self._caller.environments if self._caller is not None else ()
 
     def preview(self) -> Call:
         """Asks what would happen; changes nothing."""

@@ -1,0 +1,36 @@
+"use strict";
+// Follows executions as they are stored: the server sends rows as the page has them, newest first.
+for (const body of document.querySelectorAll("[data-tail]")) {
+  const state = document.querySelector("[data-tail-state]");
+  const missed = document.querySelector("[data-tail-missed]");
+  let missedCount = 0;
+  const rowsOf = (html) => {
+    const made = document.createElement("template");
+    made.innerHTML = html;
+    return [...made.content.querySelectorAll("tr")];
+  };
+  const source = new EventSource(body.dataset.tail);
+  source.addEventListener("all", (event) => {
+    body.replaceChildren(...rowsOf(event.data));
+    state.textContent = "Following. New executions appear on top.";
+  });
+  source.addEventListener("rows", (event) => {
+    const rows = rowsOf(event.data).filter((row) => !document.getElementById(row.id));
+    for (const row of rows) row.classList.add("new");
+    body.prepend(...rows);
+    while (body.rows.length > Number(body.dataset.maxRows)) body.lastElementChild.remove();
+  });
+  source.addEventListener("missed", (event) => {
+    missedCount += Number(event.data);
+    missed.textContent = `${missedCount} more came too quickly to be shown; the list has them.`;
+  });
+  source.addEventListener("end", () => {
+    source.close();
+    state.textContent = "You are signed out; sign in to go on.";
+  });
+  source.addEventListener("error", () => {
+    state.textContent = source.readyState === EventSource.CLOSED
+      ? "It cannot be followed any more; load the page again."
+      : "The connection broke; trying again.";
+  });
+}
