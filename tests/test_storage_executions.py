@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import random
 import time
 import uuid
 
@@ -130,6 +131,7 @@ FILTERS = {
 @pytest.mark.parametrize("few", [1_000, 1])
 async def test_every_filter_alone_and_with_another(kept, monkeypatch, few):
     monkeypatch.setattr("control_plane.storage.sqlite_executions.FEW", few)
+    monkeypatch.setattr("control_plane.storage.postgres_executions.LOOKED_AT", few)
     both = list(itertools.combinations(FILTERS, 2))
     executions = [ran(START + 1)]
     executions += [ran(START + 2, **{name: FILTERS[name]}) for name in FILTERS]
@@ -140,6 +142,30 @@ async def test_every_filter_alone_and_with_another(kept, monkeypatch, few):
         expected = {e.execution_id for e in executions if all(getattr(e, name) == value for name, value in wanted.items())}
         assert {e.execution_id for e in await found(kept, **wanted)} == expected
         assert {e.execution_id for e in executions if Wanted(**wanted).accepts(e)} == expected
+
+
+@pytest.mark.parametrize("few", [1_000, 20])
+async def test_filters_windows_and_pages_together_find_what_looking_at_each_would(kept, monkeypatch, few):
+    monkeypatch.setattr("control_plane.storage.sqlite_executions.FEW", few)
+    monkeypatch.setattr("control_plane.storage.postgres_executions.LOOKED_AT", few)
+    chance = random.Random(6)
+    values = dict.fromkeys(FILTERS, ("", "a", "b", "c")) | {"outcome": tuple(Outcome), "revision": (1, 2, 3)}
+    executions = [
+        ran(START + chance.randrange(40), duration=chance.randrange(10), **{name: chance.choice(values[name]) for name in values})
+        for _ in range(600)
+    ]
+    await record(kept, *executions)
+    newest_first = sorted(executions, key=lambda e: (e.start_time, e.execution_id), reverse=True)
+    for _ in range(150):
+        filters = {name: chance.choice(values[name][1:]) for name in chance.sample(sorted(values), chance.randrange(4))}
+        since, until, least = START + chance.randrange(20), START + 20 + chance.randrange(20), chance.randrange(10)
+        wanted = Wanted(**filters, min_duration=least, since=chance.choice([None, since]), until=chance.choice([None, until]))
+        expected = [listed(e) for e in newest_first if wanted.accepts(e)]
+        expected = [e for e in expected if e.start_time >= (wanted.since or 0) and e.start_time < (wanted.until or START + 40)]
+        last = chance.choice([None, *newest_first])
+        before = last and (last.start_time, last.execution_id)
+        expected = [e for e in expected if before is None or (e.start_time, e.execution_id) < before]
+        assert await kept.executions(wanted, before=before, limit=9) == expected[:9], (wanted, before)
 
 
 async def test_by_duration_and_by_time(kept):

@@ -30,6 +30,7 @@ SLOW_DOWN_SECONDS = 2.0
 COLUMNS = tuple(Execution.__struct_fields__)
 LISTED = ", ".join(f"e.{name}" for name in COLUMNS[:-1])
 WHOLE = f"{LISTED}, e.detail"
+NEWEST_FIRST = "ORDER BY e.start_time DESC, e.execution_id DESC"
 # Columns with an index of their own that goes on with start_time, the usually most selective first.
 INDEXED = ("error_reason", "outcome", "gateway_id", "release", "endpoint", "app", "environment")
 PERCENTILES = (0.5, 0.95, 0.99)
@@ -70,8 +71,8 @@ class SqlExecutions:
         """Deletes what began before, see base."""
         raise NotImplementedError
 
-    def _source(self, run: Run, wanted: Wanted, before: tuple[int, bytes] | None) -> str:
-        """What stands after FROM to list what is wanted, `executions e` and how to find it."""
+    def _newest(self, run: Run, wanted: Wanted, before: tuple[int, bytes] | None, limit: int) -> list[Sequence[Any]]:
+        """The first of what is wanted, newest first; the columns LISTED."""
         raise NotImplementedError
 
     def _everything(self) -> str:
@@ -107,18 +108,8 @@ class SqlExecutions:
 
     async def executions(self, wanted: Wanted, *, before: tuple[int, bytes] | None, limit: int) -> list[Execution]:
         """See base.ExecutionStore."""
-
-        def work(run: Run) -> list[Execution]:
-            where, parameters = conditions(wanted, before)
-            rows = run(
-                f"SELECT {LISTED} FROM {self._source(run, wanted, before)} WHERE {where} "
-                "ORDER BY e.start_time DESC, e.execution_id DESC LIMIT ?",
-                *parameters,
-                limit,
-            )
-            return [execution_of(row) for row in rows]
-
-        return await self._read(work)
+        rows = await self._read(lambda run: self._newest(run, wanted, before, limit))
+        return [execution_of(row) for row in rows]
 
     async def figures(self, wanted: Wanted) -> list[Figures]:
         """See base.ExecutionStore."""

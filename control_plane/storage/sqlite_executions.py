@@ -13,7 +13,7 @@ from typing import Any
 
 from control_plane.execution_model import Execution, Figures, Outcome, Wanted
 from control_plane.storage.base import CannotOpenStore
-from control_plane.storage.executions import COLUMNS, INDEXED, PERCENTILES, Run, SqlExecutions, conditions, row_of
+from control_plane.storage.executions import COLUMNS, INDEXED, LISTED, NEWEST_FIRST, PERCENTILES, Run, SqlExecutions, conditions, row_of
 from control_plane.storage.sqlite_file import cause_of, connect, remedy, sqlite3
 
 SUFFIX = "-executions"
@@ -111,23 +111,9 @@ class SqliteExecutions(SqlExecutions):
             new.update(set(ids) - there)
         return new
 
-    def _source(self, run: Run, wanted: Wanted, before: tuple[int, bytes] | None) -> str:
-        """Names an index, since SQLite keeps no statistics by itself: that of the only filter, or of the one that few pass.
-
-        Else newest first until there are enough, by the index that holds everything that is filtered by.
-        """
-        filters = [name for name in INDEXED if name in wanted.equalities]
-        if len(filters) == 1 and not wanted.min_duration and wanted.revision is None:
-            return f"executions e INDEXED BY executions_by_{filters[0]}"
-        until = min([moment for moment in (wanted.until, before and before[0] + 1) if moment is not None], default=None)
-        counted = {}
-        for name in filters:
-            alone = Wanted(**{name: wanted.equalities[name]}, since=wanted.since, until=until)  # type: ignore[arg-type]  # each of its own type
-            counted[f"executions_by_{name}"] = _count(run, f"executions_by_{name}", alone)
-        if wanted.min_duration:
-            counted["executions_by_duration"] = _count(run, "executions_by_duration", Wanted(min_duration=wanted.min_duration))
-        index = min(counted, key=lambda name: counted[name], default="")
-        return f"executions e INDEXED BY {index}" if index and counted[index] < FEW else _BY_TIME
+    def _newest(self, run: Run, wanted: Wanted, before: tuple[int, bytes] | None, limit: int) -> list[Sequence[Any]]:
+        where, parameters = conditions(wanted, before)
+        return run(f"SELECT {LISTED} FROM {_source(run, wanted, before)} WHERE {where} {NEWEST_FIRST} LIMIT ?", *parameters, limit)
 
     def _everything(self) -> str:
         return _BY_TIME
@@ -183,6 +169,25 @@ def _shut(connection: Any) -> None:
     if connection is not None:
         with contextlib.suppress(sqlite3.Error):
             connection.close()
+
+
+def _source(run: Run, wanted: Wanted, before: tuple[int, bytes] | None) -> str:
+    """What stands after FROM. Names an index, since SQLite keeps no statistics by itself: of the only filter, or of the one that few pass.
+
+    Else newest first until there are enough, by the index that holds everything that is filtered by.
+    """
+    filters = [name for name in INDEXED if name in wanted.equalities]
+    if len(filters) == 1 and not wanted.min_duration and wanted.revision is None:
+        return f"executions e INDEXED BY executions_by_{filters[0]}"
+    until = min([moment for moment in (wanted.until, before and before[0] + 1) if moment is not None], default=None)
+    counted = {}
+    for name in filters:
+        alone = Wanted(**{name: wanted.equalities[name]}, since=wanted.since, until=until)  # type: ignore[arg-type]  # each of its own type
+        counted[f"executions_by_{name}"] = _count(run, f"executions_by_{name}", alone)
+    if wanted.min_duration:
+        counted["executions_by_duration"] = _count(run, "executions_by_duration", Wanted(min_duration=wanted.min_duration))
+    index = min(counted, key=lambda name: counted[name], default="")
+    return f"executions e INDEXED BY {index}" if index and counted[index] < FEW else _BY_TIME
 
 
 def _count(run: Run, index: str, wanted: Wanted) -> int:
