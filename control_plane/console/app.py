@@ -26,6 +26,7 @@ from control_plane.console.releases import ReleasePages
 from control_plane.console.rollouts import Rollouts
 from control_plane.console.session import Browser, caller_of
 from control_plane.console.signing import SigningPages
+from control_plane.console.summary import SummaryPages
 from control_plane.console.visit import MAX_FORM_BYTES, Visit, read_form, with_query
 from control_plane.model import Token
 from control_plane.roles import check_method, check_place
@@ -59,7 +60,7 @@ class Console:
         apps, releases, compare = AppPages(parts), ReleasePages(parts, rollouts), ComparePage(parts)
         environments, gateways = EnvironmentPages(parts, rollouts), GatewaysPage(parts)
         changes, draft = ChangePages(parts, rollouts), DraftPage(parts)
-        executions = ExecutionPages(parts)
+        executions, summary = ExecutionPages(parts), SummaryPages(parts)
         self._all = [
             Page("/apps", apps.list, apps.create),
             Page("/apps/{app}/releases", releases.list, releases.create),
@@ -77,6 +78,8 @@ class Console:
             Page("/apps/{app}/executions", executions.list),
             Page("/apps/{app}/executions/tail", executions.tail),
             Page("/apps/{app}/executions/{execution}", executions.one),
+            Page("/apps/{app}/summary", summary.show),
+            Page("/apps/{app}/reports/{deployment}", summary.report),
             Page("/gateways", gateways.show),
         ]
 

@@ -19,6 +19,7 @@ from control_plane.console.parts import Parts
 from control_plane.console.visit import Visit, path, with_query
 from control_plane.execution_model import Execution, Outcome, Wanted
 from control_plane.service.paging import PageRequest
+from control_plane.storage.sql import to_micros
 from pointsman.errors import InvalidField, PointsmanError, Unauthenticated
 from pointsman.v1 import executions_pb2 as pb
 
@@ -29,7 +30,8 @@ MIN_PAUSE_SECONDS = 0.1
 SIGN_OF_LIFE_SECONDS = 8.0
 # A browser connects again by itself; nothing stays open for ever.
 STREAM_SECONDS = 600.0
-# Of one input or output; gateways cut them off after 8 KiB each.
+DAY_MICROS = 86_400_000_000
+# Inputs and outputs are cut off after 8 KiB each by gateways.
 MAX_SHOWN_STEPS = 200
 
 
@@ -52,7 +54,7 @@ class ExecutionPages:
     async def list(self, visit: Visit) -> Response:
         """Newest first; with `errors` those that failed on top; with `live` it follows."""
         app, typed = visit.part("app"), typed_filters(visit)
-        shown: dict[str, Any] = {"executions": [], "failed": [], "older": "", "newest": ""}
+        shown: dict[str, Any] = {"executions": [], "failed": [], "older": "", "newest": "", "dropped": 0}
         problem: PointsmanError | None = None
         try:
             wanted = await read_filters(visit, app, typed, self._parts.clock())
@@ -93,8 +95,14 @@ class ExecutionPages:
             "executions": [_row(one) for one in page.items],
             "failed": [_row(one) for one in failed],
             "older": with_query(here, **pinned(typed, wanted), page=more) if more else "",
+            "dropped": await self._dropped(wanted),
             "newest": with_query(here, **typed) if token else "",
         }
+
+    async def _dropped(self, wanted: Wanted) -> int:
+        """How many are missing in the time that is looked at; of the last day where no beginning is named."""
+        until = to_micros(self._parts.clock()) if wanted.until is None else wanted.until
+        return await self._parts.executions.dropped(until - DAY_MICROS if wanted.since is None else wanted.since, until)
 
     async def tail(self, visit: Visit) -> Response:
         """Server-sent events: `all` with the newest rows, then `rows` with those that came, and `missed` with how many were not told."""

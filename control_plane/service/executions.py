@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import itertools
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -99,6 +102,18 @@ class Executions:
         summaries = await self._store.read(work)
         summaries.sort(key=lambda s: (s.figures.app, s.figures.environment, not s.live, -s.figures.last_time, s.figures.release))
         return Summaries(summaries=summaries, since=since, until=until, dropped=dropped)
+
+    async def course(self, wanted: Wanted, pieces: int) -> Sequence[Sequence[Figures]]:
+        """The figures of so many equally long pieces of the window from `since` to `until`, which are given; oldest first."""
+        assert wanted.since is not None, "a window has a beginning"
+        assert wanted.until is not None, "a window has an end"
+        bounds = [wanted.since + (wanted.until - wanted.since) * at // pieces for at in range(pieces + 1)]
+        asked = [dataclasses.replace(wanted, since=since, until=until) for since, until in itertools.pairwise(bounds)]
+        return await asyncio.gather(*map(self._executions.figures, asked))
+
+    async def dropped(self, since: int, until: int) -> int:
+        """How many executions gateways had to drop in a window: they are on record nowhere."""
+        return await self._executions.dropped(since, until)
 
     async def rollback_report(self, deployment_id: str) -> RollbackReport:
         """Of what the deployment made live, or, when it is a rollback, of what it ended. Raises InvalidField."""
