@@ -9,7 +9,7 @@ import asyncio
 import importlib
 import sys
 
-NAMES = ("startup", "coldstart", "deploys", "storage", "executions", "fanout", "engine")
+NAMES = ("startup", "coldstart", "deploys", "live", "storage", "executions", "fanout", "engine")
 
 
 def main() -> None:

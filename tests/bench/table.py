@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -25,8 +24,12 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.2f} ms"
 
 
+def percentile(seconds: Sequence[float], percent: float) -> float:
+    """Of the figures; the maximum when there are few."""
+    ordered = sorted(seconds)
+    return ordered[min(len(ordered) - 1, round(percent / 100 * len(ordered)))]
+
+
 def spread(seconds: Sequence[float]) -> str:
     """Median, p99 and maximum."""
-    ordered = sorted(seconds)
-    p99 = ordered[min(len(ordered) - 1, round(0.99 * len(ordered)))]
-    return f"p50 {milliseconds(statistics.median(ordered))}, p99 {milliseconds(p99)}, max {milliseconds(ordered[-1])}"
+    return f"p50 {milliseconds(percentile(seconds, 50))}, p99 {milliseconds(percentile(seconds, 99))}, max {milliseconds(max(seconds))}"
