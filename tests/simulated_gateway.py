@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import random
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -11,15 +13,29 @@ from typing import Any
 
 import grpc
 
+from data_plane.sync import backoff_seconds
 from pointsman.v1 import gateways_pb2 as pb
 from pointsman.v1 import gateways_pb2_grpc
 from tests.eventually import eventually
 
+OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
+
 
 class SimulatedGateway:
-    """One stream. `bindings` is what it was told, `history` every Update's revision, `flipped_at` when each arrived (monotonic)."""
+    """One stream. `bindings` is what it was told, `history` every Update's revision, `flipped_at` when each arrived (monotonic).
 
-    def __init__(self, gateway_id: str, *, refuse: Callable[[str], str] = lambda _digest: "", apply: bool = True, **hello: Any) -> None:
+    With `fetch` it fetches and verifies what it is to prepare, and forgets the bytes.
+    """
+
+    def __init__(
+        self,
+        gateway_id: str,
+        *,
+        refuse: Callable[[str], str] = lambda _digest: "",
+        apply: bool = True,
+        fetch: bool = False,
+        **hello: Any,
+    ) -> None:
         self.gateway_id = gateway_id
         self.instance_id = str(uuid.uuid4())
         self.revision = 0
@@ -33,13 +49,13 @@ class SimulatedGateway:
         self._held: list[str] = []
         self._refuse = refuse
         self._apply = apply
+        self._fetch = fetch
         self._hello = hello
 
     @contextlib.asynccontextmanager
     async def connected(self, address: str) -> AsyncIterator[SimulatedGateway]:
         """A stream of its own connection, in sync with what the control plane had when this was called."""
-        options = [("grpc.use_local_subchannel_pool", 1)]
-        async with grpc.aio.insecure_channel(address, options=options) as channel:
+        async with grpc.aio.insecure_channel(address, options=OWN_CONNECTION) as channel:
             task = asyncio.create_task(self.run(channel))
             try:
                 await eventually(lambda: task.done() or self.history, 30)
@@ -62,11 +78,32 @@ class SimulatedGateway:
             held_digests=self._held,
             **self._hello,
         )
-        call = gateways_pb2_grpc.GatewayServiceStub(channel).Sync()
+        stub = gateways_pb2_grpc.GatewayServiceStub(channel)
+        call = stub.Sync()
         await call.write(pb.SyncRequest(hello=hello))
         async for message in call:
+            if self._fetch and message.HasField("prepare"):
+                await self._fetch_all(stub, {target.digest for target in message.prepare.targets})
             for answer in self._take(message):
                 await call.write(answer)
+
+    async def run_on(self, address: str) -> None:
+        """Speaks, and comes back with a new connection after every failure as gateways do, until cancelled."""
+        failures = 0
+        while True:
+            began = len(self.history)
+            async with grpc.aio.insecure_channel(address, options=OWN_CONNECTION) as channel:
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    await self.run(channel)
+            failures = failures + 1 if len(self.history) == began else 1
+            await asyncio.sleep(backoff_seconds(failures, 1, random.uniform))
+
+    async def _fetch_all(self, stub: gateways_pb2_grpc.GatewayServiceAsyncStub, digests: set[str]) -> None:
+        for digest in digests - set(self._held):
+            found = hashlib.sha256()
+            async for chunk in stub.FetchSnapshot(pb.FetchSnapshotRequest(digest=digest)):
+                found.update(chunk.data)
+            assert "sha256:" + found.hexdigest() == digest
 
     def _take(self, message: pb.SyncResponse) -> list[pb.SyncRequest]:
         match message.WhichOneof("kind"):

@@ -15,6 +15,7 @@ from control_plane.model import Identity, Prepare, Rejection
 from control_plane.rpc import convert
 from control_plane.rpc.executions import report_of
 from control_plane.rpc.peer_names import check_gateway_id
+from control_plane.rpc.snapshots import Snapshots
 from control_plane.service.executions import Executions
 from control_plane.service.paging import PageRequest
 from control_plane.service.releases import Releases
@@ -23,7 +24,6 @@ from pointsman.v1 import gateways_pb2 as pb
 from pointsman.v1 import gateways_pb2_grpc
 from pointsman.v1.executions_pb2 import ReportExecutionsRequest, ReportExecutionsResponse
 
-CHUNK_BYTES = 256 * 1024
 HEARTBEAT_INTERVAL_SECONDS = 5.0
 # A peer that says nothing for so long is gone, whatever TCP believes: a half-open connection is noticed within 20 s.
 SILENCE_SECONDS = 3 * HEARTBEAT_INTERVAL_SECONDS
@@ -40,7 +40,7 @@ class GatewayServicer(gateways_pb2_grpc.GatewayServiceServicer):
     def __init__(self, gateways: Gateways, hub: Hub, releases: Releases, executions: Executions, store_id: str) -> None:
         self._gateways = gateways
         self._hub = hub
-        self._releases = releases
+        self._snapshots = Snapshots(releases)
         self._executions = executions
         self._store_id = store_id
         self._updates = _Updates(hub)
@@ -139,12 +139,12 @@ class GatewayServicer(gateways_pb2_grpc.GatewayServiceServicer):
         interval = convert.duration(HEARTBEAT_INTERVAL_SECONDS)
         return pb.SyncResponse(welcome=pb.SyncResponse.Welcome(store_id=self._store_id, heartbeat_interval=interval)).SerializeToString()
 
-    async def FetchSnapshot(self, request: pb.FetchSnapshotRequest, _context: Any) -> AsyncIterator[pb.FetchSnapshotResponse]:
+    async def FetchSnapshot(  # type: ignore[override]  # GrpcServer lets serialised messages through
+        self, request: pb.FetchSnapshotRequest, _context: Any
+    ) -> AsyncIterator[bytes]:
         """See gateways.proto."""
-        data = await self._releases.snapshot(request.digest)
-        yield pb.FetchSnapshotResponse(data=data[:CHUNK_BYTES], size_bytes=len(data))
-        for start in range(CHUNK_BYTES, len(data), CHUNK_BYTES):
-            yield pb.FetchSnapshotResponse(data=data[start : start + CHUNK_BYTES])
+        async for message in self._snapshots.stream(request.digest):
+            yield message
 
     async def ReportExecutions(self, request: ReportExecutionsRequest, context: Any) -> ReportExecutionsResponse:
         """See gateways.proto."""

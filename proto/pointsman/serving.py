@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import signal
 import socket
 import sys
@@ -40,6 +41,7 @@ MAX_MESSAGE_BYTES = 16 * MIB
 MAX_METADATA_BYTES = 64 * 1024
 # grpcio cancels what is beyond its pending limits (1,000 and 3,000 by default) when thousands of gateways connect at once.
 MAX_PENDING_REQUESTS = 20_000
+MAX_FILES = 65_536
 # Clients may ping every 10 s; a little less is allowed, since pings drift.
 MIN_PING_INTERVAL_MS = 8_000
 KEEPALIVE_TIME_MS = 20_000
@@ -359,6 +361,10 @@ def run(main: Callable[[asyncio.Event], Awaitable[None]]) -> NoReturn:
     A StartupError or TlsError is one line on stderr and exit status 1.
     """
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    with contextlib.suppress(ValueError):
+        # Shells grant 1,024 by default: fewer than one control plane has gateways.
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, MAX_FILES)), hard))
 
     async def with_signals() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import resource
 import sys
 
-NAMES = ("startup", "coldstart", "deploys", "live", "storage", "executions", "fanout", "engine")
+NAMES = ("startup", "coldstart", "deploys", "live", "storage", "executions", "fanout", "spreading", "engine")
+
+MAX_FILES = 20_000
 
 
 def main() -> None:
@@ -17,6 +20,9 @@ def main() -> None:
     unknown = [name for name in sys.argv[1:] if name not in NAMES]
     if unknown:
         sys.exit(f"there is no benchmark {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # For thousands of connections; children inherit it.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, MAX_FILES), hard))
     for name in sys.argv[1:] or NAMES:
         print(f"\n== {name}", flush=True)
         module = importlib.import_module(f"tests.bench.{name}")

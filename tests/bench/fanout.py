@@ -39,17 +39,21 @@ class Streams:
 
     async def measure(self, fire: Callable[[], Awaitable[object]]) -> tuple[float, float]:
         """Seconds from the call to the last receipt, and from the first receipt to the last."""
+        started = time.monotonic()
+        moments = await self.receipts(fire)
+        return max(moments) - started, max(moments) - min(moments)
+
+    async def receipts(self, fire: Callable[[], Awaitable[object]]) -> list[float]:
+        """When each stream had the event that the call causes, as time.monotonic()."""
         self._round += 1
         for process in self._processes:
             assert process.stdin is not None
             process.stdin.write(f"{self._round}\n".encode())
             await process.stdin.drain()
-        started = time.monotonic()
         firing = asyncio.ensure_future(fire())
         lines = await asyncio.gather(*(line(process) for process in self._processes))
         await firing
-        moments = [float(text) for found in lines for text in found.split()]
-        return max(moments) - started, max(moments) - min(moments)
+        return [float(text) for found in lines for text in found.split()]
 
 
 @asynccontextmanager

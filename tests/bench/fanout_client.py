@@ -1,6 +1,6 @@
 """One process of watchers, for the fan-out benchmark: opens COUNT streams, each on its own connection, and notes every receipt.
 
-    python -m tests.bench.fanout_client pointsman|etcd|bare|gateway ADDRESS COUNT FIRST
+    python -m tests.bench.fanout_client pointsman|etcd|bare|gateway|fetching|returning ADDRESS COUNT FIRST
 
 Prints `open` when every stream is in sync. Then, for each round, reads one line `<rounds seen so far + 1>` from stdin, waits until
 every stream has had that many events and prints the receipts of the last as seconds of the system's monotonic clock.
@@ -9,6 +9,7 @@ every stream has had that many events and prints the receipts of the last as sec
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -74,9 +75,9 @@ async def watch_bare(channel: grpc.aio.Channel, _index: int) -> AsyncIterator[bo
         yield bool(message)
 
 
-async def watch_gateway(channel: grpc.aio.Channel, index: int) -> AsyncIterator[bool]:
+async def watch_gateway(channel: grpc.aio.Channel, index: int, *, fetch: bool = False) -> AsyncIterator[bool]:
     """A simulated gateway: False for the first Update, then True for each that binds something."""
-    gateway = SimulatedGateway(f"bench-{index}")
+    gateway = SimulatedGateway(f"bench-{index}", fetch=fetch)
     queue: asyncio.Queue[bool] = asyncio.Queue()
     gateway.on_update = lambda update: queue.put_nowait(not update.synced) if update.synced or update.bindings else None
     task = asyncio.create_task(gateway.run(channel))
@@ -85,7 +86,31 @@ async def watch_gateway(channel: grpc.aio.Channel, index: int) -> AsyncIterator[
         yield await queue.get()
 
 
-KINDS = {"pointsman": watch_pointsman, "etcd": watch_etcd, "bare": watch_bare, "gateway": watch_gateway}
+def watch_fetching(channel: grpc.aio.Channel, index: int) -> AsyncIterator[bool]:
+    """The same, and it fetches what it prepares."""
+    return watch_gateway(channel, index, fetch=True)
+
+
+KINDS = {"pointsman": watch_pointsman, "etcd": watch_etcd, "bare": watch_bare, "gateway": watch_gateway, "fetching": watch_fetching}
+
+
+async def returning(address: str, index: int) -> AsyncIterator[bool]:
+    """A simulated gateway that comes back whenever its stream ends: False for the first time that it is in sync, then True for each."""
+    gateway = SimulatedGateway(f"bench-{index}")
+    queue: asyncio.Queue[bool] = asyncio.Queue()
+    times = itertools.count()
+    gateway.on_update = lambda update: queue.put_nowait(next(times) > 0) if update.synced else None
+    task = asyncio.create_task(gateway.run_on(address))
+    task.add_done_callback(lambda done: done.result())
+    while True:
+        yield await queue.get()
+
+
+async def connected(kind: str, address: str, index: int) -> AsyncIterator[bool]:
+    """A stream of one of KINDS over a connection of its own."""
+    async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:
+        async for is_event in KINDS[kind](channel, index):
+            yield is_event
 
 
 async def main(kind: str, address: str, count: int, first: int) -> None:
@@ -93,14 +118,13 @@ async def main(kind: str, address: str, count: int, first: int) -> None:
     receipts = Receipts(count)
 
     async def one(index: int) -> None:
-        async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:
-            events = -1
-            async for is_event in KINDS[kind](channel, index):
-                events += 1
-                if is_event and events > 0:
-                    receipts.event(events)
-                elif events == 0:
-                    receipts.stream_synced()
+        events = -1
+        async for is_event in returning(address, index) if kind == "returning" else connected(kind, address, index):
+            events += 1
+            if is_event and events > 0:
+                receipts.event(events)
+            elif events == 0:
+                receipts.stream_synced()
 
     tasks = [asyncio.create_task(one(first + index)) for index in range(count)]
     await receipts.until(lambda: receipts.synced >= count or any(task.done() for task in tasks))
