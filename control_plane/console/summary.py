@@ -140,7 +140,7 @@ def _courses(environment: str, pair: Sequence[tuple[Summary, str]], pieces: Sequ
     found = [{one.release: one for one in piece if one.environment == environment} for piece in pieces]
     named = [(row.figures.release, kind, [piece.get(row.figures.release) for piece in found]) for row, kind in pair]
     return [
-        course("Executions a second", [(name, kind, [_count(f) / seconds if f else 0.0 for f in of]) for name, kind, of in named], _number),
+        course("Executions/s", [(name, kind, [_count(f) / seconds if f else 0.0 for f in of]) for name, kind, of in named], _number),
         course("Error rate", [(name, kind, [_rate(f) if f and _ran(f) else None for f in of]) for name, kind, of in named], _percent),
         course(
             "95 % took at most",
@@ -170,7 +170,7 @@ def _verdict(live: Summary | None, before: Summary | None) -> tuple[str, bool]:
     if min(_ran(new), _ran(old)) >= FEW and new.durations[1] > SLOWER * old.durations[1]:
         worse.append(f"is slower: 95 % took at most {took(new.durations[1])}, was {took(old.durations[1])}")
     if worse:
-        return f"{new.release} {' and '.join(worse)}.", True
+        return f"{new.release} {'; and it '.join(worse)}.", True
     same = f"{new.release} is no worse than {old.release}"
     numbers = f"it fails {_percent(_rate(new))}, was {_percent(_rate(old))}; p95 {took(new.durations[1])}, was {took(old.durations[1])}"
     few = f", as far as {_ran(new):,} executions can tell" if _ran(new) < FEW else ""

@@ -1,0 +1,144 @@
+"""The console's pages about what runs, in a real Chromium: accessible, small, light and dark, on a phone; the live view in time."""
+
+from __future__ import annotations
+
+import random
+import time
+from datetime import timedelta
+
+import pytest
+from playwright.async_api import expect
+
+from pointsman.v1 import deployments_pb2
+from pointsman.v1 import executions_pb2 as pb
+from tests.clients import control_plane_client
+from tests.console_browser import DESCRIPTIONS, MAX_PAGE_BYTES, accessible, picture, shown, with_releases
+from tests.executions import ran, report
+from tests.processes import start_control_plane
+
+__all__ = ["shown"]
+
+APP = "support-chat"
+# What follows an event by more than this is not live.
+LIVE_SECONDS = 0.3
+PAGES = {
+    "executions": f"/apps/{APP}/executions",
+    "executions-failed": f"/apps/{APP}/executions?errors=yes&environment=production",
+    "executions-none": f"/apps/{APP}/executions?release=v9",
+    "execution": f"/apps/{APP}/executions/{{failed}}",
+    "execution-refused": f"/apps/{APP}/executions/{{refused}}",
+    "summary": f"/apps/{APP}/summary",
+    "report": f"/apps/{APP}/reports/{{deployment}}",
+}
+LONG = ("executions", "executions-failed")
+KEPT_TWICE = ("execution", "summary", "executions")
+STEPS = (
+    ("understand", "classify", "inference", 0.0, 0.31),
+    ("look up", "order", "tool_call", 0.32, 0.1),
+    ("look up", "history", "tool_call", 0.32, 0.2),
+)
+
+
+def answered(release: str, ago: float, chance: random.Random, *, worse: bool) -> pb.Execution:
+    """As the sample runs: two stages of steps, then an answer; a worse release is slower and fails more often."""
+    slow = chance.uniform(1.6, 2.6) if worse else chance.uniform(0.7, 1.4)
+    failed = chance.random() < (0.14 if worse else 0.01)
+    one = ran(APP, release, ago=ago, seconds=slow, endpoint="chat", outcome="FAILED" if failed else "SUCCEEDED", gateway_id="east")
+    del one.steps[:]
+    last = ("answer", "reply", "inference", 0.53, 0.46)
+    for stage, name, kind, begins, lasts in (*STEPS, last):
+        ok = not (failed and name == "reply")
+        step = one.steps.add(stage=stage, name=name, kind=kind, attempts=1 if ok else 3)
+        step.outcome = pb.Execution.StepExecution.SUCCEEDED if ok else pb.Execution.StepExecution.FAILED
+        step.start_time.FromMicroseconds(one.start_time.ToMicroseconds() + int(begins * slow * 1e6))
+        step.duration.FromTimedelta(timedelta(seconds=lasts * slow))
+        if not ok:
+            step.error = "models.example answered 503 three times"
+    if failed:
+        one.error_reason, one.error_message = "STEP_FAILED", "Step 'reply' failed: models.example answered 503 three times."
+        one.input = '{"message": "Where is order 1234?"}'
+    return one
+
+
+@pytest.fixture(scope="module")
+async def looks(shown):
+    """Executions of the last quarter of an hour, in which a release was replaced by a worse one; the ids that paths name."""
+    await with_releases(shown, APP, *DESCRIPTIONS)
+    for tag, environment in (("v1.0.0", "staging"), ("v1.1.0", "production"), ("v1.2.0", "production")):
+        await shown.plane.deploy(APP, tag, environment)
+    request = deployments_pb2.ListDeploymentsRequest(app=APP, environment="production")
+    deployment = (await shown.plane.deployments.ListDeployments(request)).deployments[0]
+    chance = random.Random(7)
+    found = [answered("v1.1.0", ago, chance, worse=False) for ago in range(850, 400, -2)]
+    found += [answered("v1.2.0", ago, chance, worse=True) for ago in range(400, 1, -2)]
+    for one in found[-200:]:
+        one.revision = deployment.revision
+    await report(shown.plane, *found, dropped=12)
+    refused = ran(APP, "", ago=2, seconds=0.0004, endpoint="chatt", outcome="REFUSED", error_reason="ENDPOINT_NOT_FOUND")
+    refused.error_message = "There is no endpoint 'chatt' in release 'v1.2.0'. Did you mean 'chat'?"
+    del refused.steps[:]
+    await report(shown.plane, refused, gateway_id="west")
+    failed = next(one for one in reversed(found) if one.error_reason)
+    return {"failed": failed.execution_id, "refused": refused.execution_id, "deployment": deployment.deployment_id}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", PAGES)
+async def test_a_page_is_accessible_small_and_fits_a_phone(shown, looks, tmp_path, name, scheme):
+    responses = []
+    async with shown.page(color_scheme=scheme) as page:
+        page.on("response", lambda response: responses.append(response))  # noqa: PLW0108 -- the handler gets an attribute
+        await page.goto(PAGES[name].format(**looks))
+        assert sum([len(await response.body()) for response in responses]) < MAX_PAGE_BYTES
+        await accessible(page)
+        if scheme == "light" or name in KEPT_TWICE:
+            await picture(page, tmp_path, f"{name}-{scheme}", whole=name not in LONG)
+        await page.set_viewport_size({"width": 390, "height": 800})
+        assert await page.evaluate("document.documentElement.scrollWidth") <= 390
+        if scheme == "light" and name in KEPT_TWICE:
+            await picture(page, tmp_path, f"{name}-phone", whole=name not in LONG)
+
+
+async def test_the_live_view_follows_with_its_filters_in_time_and_stays_bounded(shown, looks, tmp_path):
+    async with shown.page() as page:
+        await page.goto(f"/apps/{APP}/executions")
+        await page.get_by_label("Outcome").select_option("FAILED")
+        await page.get_by_role("button", name="Filter").click()
+        await page.get_by_role("link", name="Follow live").click()
+        await expect(page.get_by_text("Following. New executions appear on top.")).to_be_visible()
+        rows = page.locator("tbody tr")
+        took = []
+        for _ in range(5):
+            new = ran(APP, outcome="FAILED")
+            told = page.wait_for_selector(f"#e-{new.execution_id}", state="attached")
+            started = time.monotonic()
+            await report(shown.plane, ran(APP), new)
+            await told
+            took.append(time.monotonic() - started)
+            assert await rows.first.get_attribute("id") == f"e-{new.execution_id}"
+        assert sorted(took)[2] < LIVE_SECONDS, took
+        assert await page.get_by_role("table").get_by_text("SUCCEEDED").count() == 0
+        for _ in range(6):
+            await report(shown.plane, *(ran(APP, outcome="FAILED") for _ in range(60)))
+        await expect(page.get_by_text("more came too quickly to be shown")).to_be_visible()
+        assert await rows.count() <= 200
+        await accessible(page)
+        await picture(page, tmp_path, "executions-live-light", whole=False)
+        await page.get_by_role("link", name="Stop following").click()
+        await expect(page.get_by_role("link", name="Follow live")).to_be_visible()
+
+
+async def test_after_a_restart_nothing_is_missing(shown, tmp_path):
+    """The browser connects again by itself, and is told the newest ones anew."""
+    async with start_control_plane(tmp_path) as server, control_plane_client(server) as plane, shown.page() as page:
+        await with_releases(shown, "elsewhere", plane=plane)
+        await page.goto(f"http://{server.http}/apps/elsewhere/executions?live=yes")
+        await expect(page.get_by_text("Following. New executions appear on top.")).to_be_visible()
+        await server.stop()
+        await expect(page.get_by_text("The connection broke; trying again.")).to_be_visible()
+        await server.start()
+        async with control_plane_client(server) as again:
+            await report(again, late := ran("elsewhere"))
+        await expect(page.locator(f"#e-{late.execution_id}")).to_be_attached(timeout=20_000)
+        await expect(page.get_by_text("Following. New executions appear on top.")).to_be_visible()
+    shown.complaints[:] = [one for one in shown.complaints if "ERR_" not in one and server.http not in one]
