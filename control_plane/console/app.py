@@ -27,6 +27,7 @@ from control_plane.console.rollouts import Rollouts
 from control_plane.console.session import Browser, caller_of
 from control_plane.console.signing import SigningPages
 from control_plane.console.summary import SummaryPages
+from control_plane.console.tokens import TokenPages
 from control_plane.console.visit import MAX_FORM_BYTES, Visit, read_form, with_query
 from control_plane.model import Token
 from control_plane.roles import check_method, check_place
@@ -61,6 +62,7 @@ class Console:
         environments, gateways = EnvironmentPages(parts, rollouts), GatewaysPage(parts)
         changes, draft = ChangePages(parts, rollouts), DraftPage(parts)
         executions, summary = ExecutionPages(parts), SummaryPages(parts)
+        tokens = TokenPages(parts)
         self._all = [
             Page("/apps", apps.list, apps.create),
             Page("/apps/{app}/releases", releases.list, releases.create),
@@ -81,6 +83,8 @@ class Console:
             Page("/apps/{app}/summary", summary.show),
             Page("/apps/{app}/reports/{deployment}", summary.report),
             Page("/gateways", gateways.show),
+            Page("/tokens", tokens.list, tokens.create),
+            Page("/tokens/{token}", tokens.show, tokens.revoke),
         ]
 
     def routes(self) -> list[Route]:

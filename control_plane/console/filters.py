@@ -47,7 +47,7 @@ async def read_filters(visit: Visit, app: str, typed: Mapping[str, str], now: da
         gateway_id=typed["gateway_id"],
         error_reason=typed["error_reason"],
         outcome=int(Outcome[outcome]) if outcome else 0,
-        min_duration=round(_length("min_duration", least) * 1_000_000) if least else 0,
+        min_duration=round(seconds_of("min_duration", least) * 1_000_000) if least else 0,
         since=_moment("since", typed["since"], now),
         until=_moment("until", typed["until"], now),
     )
@@ -59,7 +59,7 @@ def pinned(typed: Mapping[str, str], wanted: Wanted) -> dict[str, str]:
     return dict(typed) | {name: from_micros(micros).isoformat() for name, micros in moments.items() if micros is not None}
 
 
-def _length(field: str, text: str) -> float:
+def seconds_of(field: str, text: str) -> float:
     """In seconds. Raises InvalidField."""
     found = _LENGTH.fullmatch(text)
     if not found:
@@ -73,7 +73,7 @@ def _moment(field: str, text: str, now: datetime) -> int | None:
         return None
     if _LENGTH.fullmatch(text):
         # Nothing is on record from before 1970.
-        seconds = min(_length(field, text), now.timestamp())
+        seconds = min(seconds_of(field, text), now.timestamp())
         return to_micros(now - timedelta(seconds=seconds))
     try:
         # A plus sign of a link that was not escaped arrives as a space.

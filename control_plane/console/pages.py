@@ -46,7 +46,7 @@ class Pages:
             auto_reload=False,
         )
         self._jinja.filters |= {"ago": self.ago, "short_digest": short_digest, "colour": colour, "milliseconds": milliseconds}
-        self._jinja.filters |= {"moment": moment, "took": took}
+        self._jinja.filters |= {"moment": moment, "took": took, "until": self.until}
         self._files: dict[str, tuple[bytes, str]] = {}
         for file in resources.files("control_plane.console").joinpath("static").iterdir():
             content = file.read_bytes()
@@ -86,6 +86,20 @@ class Pages:
                 shown = f"{count} {unit}{'s' if count > 1 else ''} ago"
                 break
         exact = moment.strftime("%Y-%m-%d %H:%M:%S UTC")
+        return Markup('<time datetime="{}" title="{}">{}</time>').format(moment.isoformat(timespec="seconds"), exact, shown)
+
+    def until(self, moment: datetime) -> Markup:
+        """In how long, in one unit, or how long ago."""
+        seconds = (moment - self._clock()).total_seconds()
+        if seconds <= 0:
+            return self.ago(moment)
+        shown = f"in {seconds:.0f} seconds"
+        for size, unit in _UNITS:
+            if seconds >= size:
+                count = round(seconds / size)
+                shown = f"in {count} {unit}{'s' if count > 1 else ''}"
+                break
+        exact = moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         return Markup('<time datetime="{}" title="{}">{}</time>').format(moment.isoformat(timespec="seconds"), exact, shown)
 
 

@@ -17,7 +17,7 @@ from starlette.responses import RedirectResponse, Response
 from control_plane.authority import Authority
 from control_plane.console.pages import Pages
 from control_plane.console.session import Browser, caller_of, named
-from control_plane.model import Token
+from control_plane.model import Role, Token
 from control_plane.roles import check_method, check_place
 from control_plane.roles import check_request as check_request_of
 from control_plane.service.calls import Call, fingerprint_of
@@ -160,6 +160,10 @@ class Visit:
         """For what goes on for long. Raises Unauthenticated when the token has ended meanwhile."""
         caller_of(self._request, authority)
 
+    def is_of_token(self, token_id: str) -> bool:
+        """Whether this is the token that is shown."""
+        return self._caller is not None and self._caller.token_id == token_id
+
     @property
     def own_environments(self) -> tuple[str, ...]:
         """Those that the token is for; empty: all."""
@@ -175,6 +179,7 @@ class Visit:
             "form_token": self._browser.form_token,
             "actor": self.actor,
             "signed_in": self._caller is not None,
+            "is_admin": self._caller is None or self._caller.role is Role.ADMIN,
             "new_request_id": lambda: str(uuid.uuid4()),
         }
         told = None if problem is None else Problem(problem)

@@ -70,6 +70,10 @@ class Tokens:
         found = await self._store.read(lambda tx: tx.tokens(after=after, limit=request.limit + 1))
         return request.page(found, lambda token: (token.token_id,), "tokens")
 
+    async def get(self, token_id: str) -> Token:
+        """One token. Raises TokenNotFound."""
+        return await self._store.read(lambda tx: find_token(tx, token_id))
+
     async def revoke(self, token_id: str, call: Call) -> tuple[Token, Rollout | None]:
         """Ends a token; which gateways know, None for a dry run. One that has ended already stays as it is.
 
