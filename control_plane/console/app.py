@@ -25,6 +25,7 @@ from control_plane.console.parts import Parts
 from control_plane.console.releases import ReleasePages
 from control_plane.console.rollouts import Rollouts
 from control_plane.console.session import Browser, caller_of
+from control_plane.console.shared_environments import SharedEnvironmentPages
 from control_plane.console.signing import SigningPages
 from control_plane.console.summary import SummaryPages
 from control_plane.console.tokens import TokenPages
@@ -62,7 +63,7 @@ class Console:
         environments, gateways = EnvironmentPages(parts, rollouts), GatewaysPage(parts)
         changes, draft = ChangePages(parts, rollouts), DraftPage(parts)
         executions, summary = ExecutionPages(parts), SummaryPages(parts)
-        tokens = TokenPages(parts)
+        tokens, shared = TokenPages(parts), SharedEnvironmentPages(parts)
         self._all = [
             Page("/apps", apps.list, apps.create),
             Page("/apps/{app}/releases", releases.list, releases.create),
@@ -82,6 +83,9 @@ class Console:
             Page("/apps/{app}/executions/{execution}", executions.one),
             Page("/apps/{app}/summary", summary.show),
             Page("/apps/{app}/reports/{deployment}", summary.report),
+            Page("/environments", shared.list, shared.create),
+            Page("/environments/{environment}", shared.show, shared.change),
+            Page("/environments/{environment}/delete", shared.show, shared.delete),
             Page("/gateways", gateways.show),
             Page("/tokens", tokens.list, tokens.create),
             Page("/tokens/{token}", tokens.show, tokens.revoke),
