@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # The tests use every optional part; the demo needs none of them.
-TEST_EXTRAS := postgres,mcp,certs,local-model
+TEST_EXTRAS := postgres,mcp,certs,otel,local-model
 
 .PHONY: demo dev test lint format proto wire bench drill clean
 .DEFAULT_GOAL := demo

@@ -200,7 +200,7 @@ def main(settings: Settings) -> None:
 
     Example: pointsman control-plane --store sqlite:////var/lib/pointsman/pointsman.db
     """
-    run(lambda stop: serve(settings, stop))
+    run(lambda stop: serve(settings, stop), settings.log_format)
 
 
 if __name__ == "__main__":

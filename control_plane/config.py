@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from pointsman.logs import FORMATS
 from pointsman.settings import FILE, Address, setting
 
 
@@ -30,6 +31,7 @@ class Settings:
     )
     keep_executions_days: int = setting(30, "For how many days executions are kept.", kind=click.IntRange(1, 36_500))
     keep_executions_rows: int = setting(1_000_000, "How many executions of an environment are kept, about.", kind=click.IntRange(1))
+    log_format: str = setting("text", "How the log on stderr is written, `text` or `json`, an object a line.", kind=click.Choice(FORMATS))
     insecure: bool = setting(
         default=False, description="Let everybody in from other machines too, as long as there are no tokens; for trying things out."
     )

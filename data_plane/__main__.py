@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
-from typing import ParamSpec
+from typing import TYPE_CHECKING, ParamSpec
 
 import click
 import structlog
@@ -25,7 +25,7 @@ from data_plane.holder import Holder
 from data_plane.hosts import HostPolicy
 from data_plane.http import HttpApp
 from data_plane.loading import Compiler
-from data_plane.lookup import Here
+from data_plane.lookup import Asked, Here
 from data_plane.metrics import Metrics
 from data_plane.rpc import GatewayStatusServicer, TriggerServicer
 from data_plane.secrets import Secrets
@@ -36,12 +36,16 @@ from data_plane.steps.base import Clients
 from data_plane.sync import Sync
 from data_plane.sync_report import Reporter
 from data_plane.sync_stream import Me
+from data_plane.tracing import Trace, name_execution
 from data_plane.workers import WORKER_VARIABLE, serve_by_workers, watch_parent
 from pointsman.serving import GrpcServer, StartupError, run
 from pointsman.settings import is_loopback, settings_options
 from pointsman.tls import ServerTls, server_tls
 from pointsman.v1 import trigger_pb2, trigger_pb2_grpc
 from pointsman.web import HttpServer
+
+if TYPE_CHECKING:
+    from data_plane.spans import Spans
 
 P = ParamSpec("P")
 # For a control plane that takes its time.
@@ -84,9 +88,11 @@ async def serve(settings: Settings, stop: asyncio.Event, *, is_worker: bool = Fa
         status = Status(holder, staleness, sync, me, control_plane=settings.control_plane, default_environment=settings.default_environment)
         spool = _open_spool(settings)
         metrics = Metrics(os.environ.get(WORKER_VARIABLE, ""))
-        recorder = Recorder(spool, settings.gateway_id, Capture(settings.capture), secrets.redact, metrics.observe)
+        spans = _open_spans(settings, secrets, closing)
+        observe = _each(metrics.observe, spans.observe if spans else None)
+        recorder = Recorder(spool, settings.gateway_id, Capture(settings.capture), secrets.redact, observe)
         here = Here(gateway_id=settings.gateway_id, default_environment=settings.default_environment, control_plane=settings.control_plane)
-        gateway = Gateway(holder, staleness, clients, here, on_end=recorder.add)
+        gateway = Gateway(holder, staleness, clients, here, on_end=recorder.add, trace=spans.begin if spans else _callers_trace)
         metrics.watch(gateway, holder, sync, staleness, spool)
         trigger_pb2_grpc.add_TriggerServiceServicer_to_server(TriggerServicer(gateway, access), grpc_server.services)
         siblings = watch_parent(stop, sync.outage.simulate) if is_worker else None
@@ -145,6 +151,36 @@ def _open_spool(settings: Settings) -> Spool:
         return Spool(folder, settings.spool_mib * MIB)
     except OSError as error:
         raise StartupError(f"cannot use {folder}: {error.strerror}") from None
+
+
+def _open_spans(settings: Settings, secrets: Secrets, closing: contextlib.AsyncExitStack) -> Spans | None:
+    """Raises StartupError when they were asked for by --otel and cannot be exported."""
+    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
+    off = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true" or os.environ.get("OTEL_TRACES_EXPORTER") == "none"
+    if off or not (settings.otel or endpoint):
+        return None
+    try:
+        # An extra, and half a second of start that only those pay who want it.
+        from data_plane.spans import CannotExportError, Spans
+    except ModuleNotFoundError:
+        problem = "the extra otel is not installed: pip install 'pointsman[otel]'"
+    else:
+        try:
+            spans = Spans(settings.gateway_id, secrets.redact)
+        except CannotExportError as error:
+            problem = str(error)
+        else:
+            closing.push_async_callback(spans.close)
+            log.info("spans are exported", endpoint=endpoint or "http://localhost:4318")
+            return spans
+    if settings.otel:
+        raise StartupError(f"--otel: {problem}")
+    log.warning("spans are not exported, although OTEL_EXPORTER_OTLP_ENDPOINT is set", problem=problem)
+    return None
+
+
+def _callers_trace(asked: Asked) -> Trace | None:
+    return asked.trace
 
 
 def _open_disk(settings: Settings, closing: contextlib.AsyncExitStack) -> Disk | None:
@@ -211,9 +247,9 @@ def main(settings: Settings) -> None:
     Example: pointsman gateway --control-plane cp.internal:7400 --state-dir /var/lib/pointsman-gateway
     """
     if settings.workers > 1:
-        run(lambda stop: serve_by_workers(settings, stop))
+        run(lambda stop: serve_by_workers(settings, stop), settings.log_format)
     is_worker = WORKER_VARIABLE in os.environ
-    run(lambda stop: serve(settings, stop, is_worker=is_worker))
+    run(lambda stop: serve(settings, stop, is_worker=is_worker), settings.log_format, name_execution)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import click
 
 from data_plane.executions import Capture
 from data_plane.hosts import HostPolicy
+from pointsman.logs import FORMATS
 from pointsman.rules import PATTERNS
 from pointsman.settings import FILE, Address, setting
 from pointsman.tls import ClientTls, client_tls
@@ -112,7 +113,12 @@ class Settings:
     spool_mib: int = setting(
         256, "How much of the record may wait for the control plane, in MiB; without --state-dir at most 16.", kind=click.IntRange(1, 65536)
     )
+    otel: bool = setting(
+        default=False,
+        description="Export OpenTelemetry spans; without it only when OTEL_EXPORTER_OTLP_ENDPOINT is set and the extra is there.",
+    )
     token: str = setting("", "Token of the role GATEWAY to show to the control plane; better as a variable than as a flag.", secret=True)
+    log_format: str = setting("text", "How the log on stderr is written, `text` or `json`, an object a line.", kind=click.Choice(FORMATS))
     insecure: bool = setting(
         default=False, description="Let everybody in from other machines too, as long as there are no tokens; for trying things out."
     )

@@ -120,8 +120,8 @@ class Sealer:
         _set_time(sealed.start_time, record.start_time)
         _set_duration(sealed.duration, record.seconds)
         sealed.endpoint = asked.endpoint.removeprefix("/")[:MAX_MESSAGE_CHARS]
-        if asked.trace_id:
-            sealed.trace_id = asked.trace_id
+        if record.trace is not None:
+            sealed.trace_id = record.trace.trace_id
         if asked.token_id:
             sealed.token_id = asked.token_id
         if active is None:

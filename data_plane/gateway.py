@@ -22,7 +22,7 @@ from data_plane.replays import Replays
 from data_plane.staleness import Staleness
 from data_plane.steps.base import Clients
 from data_plane.table import Active, Table
-from data_plane.tracing import TRACE_ID
+from data_plane.tracing import CURRENT, EXECUTION_ID, Trace
 from pointsman.errors import Internal, InvalidField, InvalidInput, PointsmanError, Violation
 from pointsman.ids import new_id
 from pointsman.values import has_long_integer
@@ -44,8 +44,9 @@ class Gateway:
         here: Here,
         *,
         on_end: Callable[[Record], None] = lambda _record: None,
+        trace: Callable[[Asked], Trace | None] = lambda asked: asked.trace,
     ) -> None:
-        """`on_end` is told of every trigger, whatever its end."""
+        """`on_end` is told of every trigger, whatever its end; `trace` says to which trace one belongs."""
         self.gateway_id = here.gateway_id
         self.unready = False
         """Load balancers shall send no more; what comes is still served."""
@@ -55,6 +56,7 @@ class Gateway:
         self._clients = clients
         self._limits = Limits()
         self._on_end = on_end
+        self._trace = trace
         self._replays = Replays()
         self._in_flight = 0
 
@@ -92,9 +94,9 @@ class Gateway:
             raise
 
     async def _trigger(self, asked: Asked, emit: Emit | None = None) -> Answer:
-        record = Record(new_id(), asked, time.time())
-        if asked.trace_id:
-            TRACE_ID.set(asked.trace_id)
+        record = Record(new_id(), asked, time.time(), trace=self._trace(asked))
+        EXECUTION_ID.set(record.execution_id)
+        CURRENT.set(record.trace)
         started = time.monotonic()
         self._in_flight += 1
         try:
@@ -123,7 +125,7 @@ class Gateway:
 
     def refuse(self, asked: Asked, error: PointsmanError) -> None:
         """A door could not read the trigger: that is on record too, and the error says under which id."""
-        record = Record(new_id(), asked, time.time())
+        record = Record(new_id(), asked, time.time(), trace=self._trace(asked))
         self._attribute(error, record)
         self._on_end(record)
 
@@ -141,7 +143,7 @@ class Gateway:
             input=given,
             deadline=started + seconds,
         )
-        running = Run(trigger, self._clients, emit=emit)
+        running = Run(trigger, self._clients, emit=emit, trace=record.trace)
         if endpoint.max_concurrency:
             async with self._limits.turn(endpoint, trigger.app, trigger.environment, trigger.deadline):
                 return await self._begin(endpoint, record, active, running)

@@ -22,7 +22,7 @@ from data_plane.record import Answer
 from data_plane.sse import write_events
 from data_plane.status import Status
 from data_plane.streaming import told
-from data_plane.tracing import trace_id_of
+from data_plane.tracing import trace_of
 from pointsman.errors import (
     Behind,
     EndpointNotFound,
@@ -135,7 +135,7 @@ class HttpApp:
             environment=environment,
             release=headers.text("x-release"),
             idempotency_key=headers.text("idempotency-key"),
-            trace_id=trace_id_of(headers.text("traceparent")),
+            trace=trace_of(headers.text("traceparent"), headers.text("tracestate")),
             token_id=caller.token_id if caller is not None else "",
         )
         try:
@@ -296,7 +296,7 @@ class _Watch:
         running.cancel()
 
 
-_OTHER_HEADERS = frozenset({b"content-length", b"accept", b"traceparent", b"idempotency-key", b"authorization"})
+_OTHER_HEADERS = frozenset({b"content-length", b"accept", b"traceparent", b"tracestate", b"idempotency-key", b"authorization"})
 
 
 class _Headers:

@@ -9,6 +9,7 @@ from typing import Any
 
 from data_plane.loaded import LoadedEndpoint
 from data_plane.table import Active, Key, Table
+from data_plane.tracing import Trace
 from pointsman.errors import (
     Behind,
     EndpointNotFound,
@@ -53,8 +54,8 @@ class Asked:
     """Of the token that the caller showed."""
     allowance: Allowance | None = None
     """What is left of the token's rate limit."""
-    trace_id: str = ""
-    """Of the caller's W3C trace, 32 hex digits."""
+    trace: Trace | None = None
+    """The caller's span, if it named one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

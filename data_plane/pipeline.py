@@ -16,6 +16,7 @@ from data_plane.events import Emit, output_delta, step_finished, step_started
 from data_plane.loaded import LoadedEndpoint, LoadedStage, LoadedStep
 from data_plane.steps import StepError
 from data_plane.steps.base import Clients, StepContext, Usage
+from data_plane.tracing import Trace, enter_step
 from pointsman.errors import PointsmanError, StepFailed, StepTimeout
 from pointsman.expressions import Expression, ExpressionError
 
@@ -53,6 +54,8 @@ class StepRecord:
     """Of steps that ask models."""
     given: Any = None
     """What a step that asks others asked."""
+    span_id: str = ""
+    """Where spans are exported."""
 
 
 @dataclass(slots=True)
@@ -65,6 +68,7 @@ class Run:
     steps: list[StepRecord] = field(default_factory=list)
     last_output: Any = None
     emit: Emit | None = None
+    trace: Trace | None = None
     pause: Callable[[float], Any] = asyncio.sleep
     jitter: Callable[[float, float], float] = random.uniform
 
@@ -127,6 +131,8 @@ async def _step(stage: LoadedStage, step: LoadedStep, running: Run) -> None:
         return
     record = StepRecord(stage.name, step.name, step.kind, time.time())
     running.steps.append(record)
+    if running.trace is not None and running.trace.exported:
+        record.span_id = enter_step(running.trace)
     if running.emit is not None:
         running.emit(step_started(stage.name, step.name, step.kind))
     started = time.monotonic()

@@ -8,6 +8,7 @@ from typing import Any
 from data_plane.lookup import Asked
 from data_plane.pipeline import Run
 from data_plane.table import Active
+from data_plane.tracing import Trace
 from pointsman.errors import PointsmanError
 from pointsman.v1.executions_pb2 import Execution
 
@@ -50,6 +51,8 @@ class Record:
     output: object = None
     stale_seconds: int | None = None
     """As in the answer."""
+    trace: Trace | None = None
+    """Where it belongs: its own span where spans are exported, else its caller's."""
 
     def ended(self, error: PointsmanError) -> None:
         """It was refused, or failed if it had been begun."""

@@ -16,7 +16,7 @@ from data_plane.lookup import Asked
 from data_plane.record import Answer
 from data_plane.status import Status
 from data_plane.streaming import told
-from data_plane.tracing import trace_id_of
+from data_plane.tracing import trace_of
 from pointsman.errors import InvalidInput, PointsmanError, TooLarge, Violation
 from pointsman.v1 import trigger_pb2 as pb
 from pointsman.v1 import trigger_pb2_grpc
@@ -73,7 +73,7 @@ class TriggerServicer(trigger_pb2_grpc.TriggerServiceServicer):
             min_revision=request.min_revision,
             seconds_left=context.time_remaining(),
             idempotency_key=metadata.get("idempotency-key", ""),
-            trace_id=trace_id_of(metadata.get("traceparent", "")),
+            trace=trace_of(metadata.get("traceparent", ""), metadata.get("tracestate", "")),
             token_id=caller.token_id if caller is not None else "",
         )
         try:

@@ -9,7 +9,7 @@ import httpx2
 
 from data_plane.hosts import HostRefusedError
 from data_plane.steps.base import MAX_ANSWER_BYTES, MAX_SHOWN_CHARS, Clients, StepError
-from data_plane.tracing import traceparent
+from data_plane.tracing import pass_on
 
 # Of a stream, which is read line by line and never held whole.
 MAX_STREAM_BYTES = 256 * 1024 * 1024
@@ -19,9 +19,7 @@ _EITHER_WRAPPER = 32 + zlib.MAX_WBITS
 
 async def send(clients: Clients, request: httpx2.Request, who: str, *, retryable: bool) -> httpx2.Response:
     """The head of the answer; the caller closes it. Raises StepError; `retryable` is for what may pass, such as a lost connection."""
-    trace = traceparent()
-    if trace:
-        request.headers["traceparent"] = trace
+    pass_on(request.headers)
     try:
         return await clients.http.send(request, stream=True)
     except HostRefusedError as error:

@@ -29,9 +29,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha._async import ReflectionServicer
 from grpc_status import rpc_status
+from structlog.typing import Processor
 
 from pointsman import rules
 from pointsman.errors import Internal, InvalidField, PointsmanError, Violation
+from pointsman.logs import configure
 from pointsman.settings import Address
 from pointsman.tls import Pems, ServerTls, TlsError
 
@@ -355,12 +357,12 @@ def _add_reflection(server: Any, services: Sequence[str]) -> None:
     server.add_registered_method_handlers(name, {"ServerReflectionInfo": handler})
 
 
-def run(main: Callable[[asyncio.Event], Awaitable[None]]) -> NoReturn:
+def run(main: Callable[[asyncio.Event], Awaitable[None]], log_format: str, *logged: Processor) -> NoReturn:
     """Runs a server until SIGINT or SIGTERM sets the event that it is given, then exits with 0; a second signal exits at once.
 
-    A StartupError or TlsError is one line on stderr and exit status 1.
+    A StartupError or TlsError is one line on stderr and exit status 1. `log_format` and `logged` are as in logs.configure.
     """
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    configure(log_format, logged)
     with contextlib.suppress(ValueError):
         # Shells grant 1,024 by default: fewer than one control plane has gateways.
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
