@@ -25,7 +25,7 @@ from data_plane.holder import Holder
 from data_plane.hosts import HostPolicy
 from data_plane.http import HttpApp
 from data_plane.loading import Compiler
-from data_plane.lookup import Asked, Here
+from data_plane.lookup import Here
 from data_plane.metrics import Metrics
 from data_plane.rpc import GatewayStatusServicer, TriggerServicer
 from data_plane.secrets import Secrets
@@ -36,7 +36,7 @@ from data_plane.steps.base import Clients
 from data_plane.sync import Sync
 from data_plane.sync_report import Reporter
 from data_plane.sync_stream import Me
-from data_plane.tracing import Trace, name_execution
+from data_plane.tracing import name_execution
 from data_plane.workers import WORKER_VARIABLE, serve_by_workers, watch_parent
 from pointsman.serving import GrpcServer, StartupError, run
 from pointsman.settings import is_loopback, settings_options
@@ -59,9 +59,7 @@ async def serve(settings: Settings, stop: asyncio.Event, *, is_worker: bool = Fa
     async with contextlib.AsyncExitStack() as closing:
         tls = _open_tls(settings, closing)
         to_control_plane = settings.control_plane_tls()
-        disk = _open_disk(settings, closing)
-        holder = Holder(_utc_now)
-        secrets = Secrets(settings.secrets_dir)
+        disk, holder, secrets = _open_disk(settings, closing), Holder(_utc_now), Secrets(settings.secrets_dir)
         compiler = Compiler(secrets)
         closing.callback(compiler.close)
         # Who can reach this machine's own addresses anyway may do so through a release; who comes from elsewhere may not.
@@ -89,10 +87,10 @@ async def serve(settings: Settings, stop: asyncio.Event, *, is_worker: bool = Fa
         spool = _open_spool(settings)
         metrics = Metrics(os.environ.get(WORKER_VARIABLE, ""))
         spans = _open_spans(settings, secrets, closing)
-        observe = _each(metrics.observe, spans.observe if spans else None)
-        recorder = Recorder(spool, settings.gateway_id, Capture(settings.capture), secrets.redact, observe)
+        sealed = _each(metrics.observe, spans and spans.observe)
+        recorder = Recorder(spool, settings.gateway_id, Capture(settings.capture), secrets.redact, sealed)
         here = Here(gateway_id=settings.gateway_id, default_environment=settings.default_environment, control_plane=settings.control_plane)
-        gateway = Gateway(holder, staleness, clients, here, on_end=recorder.add, trace=spans.begin if spans else _callers_trace)
+        gateway = Gateway(holder, staleness, clients, here, on_end=recorder.add, trace=spans and spans.begin)
         metrics.watch(gateway, holder, sync, staleness, spool)
         trigger_pb2_grpc.add_TriggerServiceServicer_to_server(TriggerServicer(gateway, access), grpc_server.services)
         siblings = watch_parent(stop, sync.outage.simulate) if is_worker else None
@@ -177,10 +175,6 @@ def _open_spans(settings: Settings, secrets: Secrets, closing: contextlib.AsyncE
         raise StartupError(f"--otel: {problem}")
     log.warning("spans are not exported, although OTEL_EXPORTER_OTLP_ENDPOINT is set", problem=problem)
     return None
-
-
-def _callers_trace(asked: Asked) -> Trace | None:
-    return asked.trace
 
 
 def _open_disk(settings: Settings, closing: contextlib.AsyncExitStack) -> Disk | None:

@@ -44,9 +44,9 @@ class Gateway:
         here: Here,
         *,
         on_end: Callable[[Record], None] = lambda _record: None,
-        trace: Callable[[Asked], Trace | None] = lambda asked: asked.trace,
+        trace: Callable[[Asked], Trace] | None = None,
     ) -> None:
-        """`on_end` is told of every trigger, whatever its end; `trace` says to which trace one belongs."""
+        """`on_end` is told of every trigger, whatever its end; `trace` begins a span for each."""
         self.gateway_id = here.gateway_id
         self.unready = False
         """Load balancers shall send no more; what comes is still served."""
@@ -56,7 +56,7 @@ class Gateway:
         self._clients = clients
         self._limits = Limits()
         self._on_end = on_end
-        self._trace = trace
+        self._trace = trace or (lambda asked: asked.trace)
         self._replays = Replays()
         self._in_flight = 0
 

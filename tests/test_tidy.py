@@ -34,6 +34,7 @@ DRIVERS = {
     "pysqlite3": "control_plane/storage/sqlite",
     "sqlite_utils": "control_plane/storage/sqlite",
     "psycopg": "control_plane/storage/postgres",
+    "opentelemetry": "data_plane/spans.py",
 }
 # Migrations are written for both drivers, side by side.
 DRIVERS_TOO = ("control_plane/storage/migrations", "tests/")
@@ -136,6 +137,7 @@ def test_the_modules_are_found():
         ("data_plane/pipeline.py", "from grpc import StatusCode"),
         ("control_plane/hub.py", "import sqlite_utils"),
         ("control_plane/storage/sqlite.py", "from psycopg import sql"),
+        ("data_plane/gateway.py", "from opentelemetry import trace"),
     ],
 )
 def test_an_import_in_the_wrong_direction_is_found(path, source):
