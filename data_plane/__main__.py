@@ -87,10 +87,10 @@ async def serve(settings: Settings, stop: asyncio.Event, *, is_worker: bool = Fa
         spool = _open_spool(settings)
         metrics = Metrics(os.environ.get(WORKER_VARIABLE, ""))
         spans = _open_spans(settings, secrets, closing)
-        sealed = _each(metrics.observe, spans and spans.observe)
+        sealed = _each(metrics.observe, spans.observe if spans else None)
         recorder = Recorder(spool, settings.gateway_id, Capture(settings.capture), secrets.redact, sealed)
         here = Here(gateway_id=settings.gateway_id, default_environment=settings.default_environment, control_plane=settings.control_plane)
-        gateway = Gateway(holder, staleness, clients, here, on_end=recorder.add, trace=spans and spans.begin)
+        gateway = Gateway(holder, staleness, clients, here, on_end=recorder.add, trace=spans.begin if spans else None)
         metrics.watch(gateway, holder, sync, staleness, spool)
         trigger_pb2_grpc.add_TriggerServiceServicer_to_server(TriggerServicer(gateway, access), grpc_server.services)
         siblings = watch_parent(stop, sync.outage.simulate) if is_worker else None

@@ -44,7 +44,7 @@ class Gateway:
         here: Here,
         *,
         on_end: Callable[[Record], None] = lambda _record: None,
-        trace: Callable[[Asked], Trace] | None = None,
+        trace: Callable[[Asked], Trace | None] | None = None,
     ) -> None:
         """`on_end` is told of every trigger, whatever its end; `trace` begins a span for each."""
         self.gateway_id = here.gateway_id
