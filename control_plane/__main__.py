@@ -15,6 +15,7 @@ import click
 from control_plane.authority import Authority
 from control_plane.config import Settings
 from control_plane.console.app import Console
+from control_plane.console.gateway_door import GatewayDoor
 from control_plane.console.parts import Parts
 from control_plane.gateways import Gateways
 from control_plane.http import make_app
@@ -43,7 +44,7 @@ from control_plane.sweeper import Sweeper
 from control_plane.tail import Tail
 from pointsman.serving import GrpcServer, StartupError, run
 from pointsman.settings import is_loopback, settings_options
-from pointsman.tls import ServerTls, server_tls
+from pointsman.tls import ServerTls, client_tls, server_tls
 from pointsman.v1 import (
     apps_pb2,
     apps_pb2_grpc,
@@ -99,6 +100,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         noting = asyncio.create_task(authority.run(), name="authority")
         closing.push_async_callback(_ended, noting)
         grpc_server = GrpcServer(authorise=Authorisation(authority), observe=metrics.observe, tls=tls)
+        door = _open_door(settings)
+        closing.push_async_callback(door.close)
         parts = Parts(
             apps=apps,
             environments=environments,
@@ -108,6 +111,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             tail=tail,
             tokens=Tokens(store, gateways, utc_now),
             gateways=gateways,
+            gateway_door=door,
             hub=hub,
             authority=authority,
             clock=utc_now,
@@ -149,6 +153,15 @@ def _open_tls(settings: Settings, closing: contextlib.AsyncExitStack) -> ServerT
     if tls is not None:
         closing.push_async_callback(_ended, asyncio.create_task(tls.watch(), name="tls"))
     return tls
+
+
+def _open_door(settings: Settings) -> GatewayDoor:
+    """Where the console sends triggers. Raises StartupError."""
+    tls = client_tls("--gateway-", None, None, settings.gateway_ca)
+    try:
+        return GatewayDoor(settings.gateway_url, tls.context() if tls is not None else None)
+    except ValueError as error:
+        raise StartupError(f"--gateway-url {error}") from error
 
 
 async def _bootstrap(store: Store, path: Path) -> None:

@@ -18,6 +18,10 @@ class Settings:
     listen: Address = setting(Address("127.0.0.1", 7400), "Address of gRPC; port 0 picks a free one.")
     http: Address = setting(Address("127.0.0.1", 7480), "Address of HTTP: the console, /livez, /readyz, /metrics.")
     console_hosts: str = setting("", "Names, divided by commas, under which the console is reached, beside localhost and addresses.")
+    gateway_url: str = setting("", "HTTP address of a gateway, or of the load balancer before some: where the console sends triggers.")
+    gateway_ca: Path | None = setting(
+        None, "PEM file with the authorities of the certificate that answers at an https --gateway-url; absent: the public ones.", kind=FILE
+    )
     tls_certificate: Path | None = setting(
         None, "PEM file with the certificate of both ports, and its chain: they then speak TLS alone.", kind=FILE
     )

@@ -17,6 +17,8 @@ DEVELOPERS = frozenset({Role.DEVELOPER, Role.ADMIN})
 DEPLOYERS = frozenset({Role.DEPLOYER, Role.ADMIN})
 GATEWAYS = frozenset({Role.GATEWAY, Role.ADMIN})
 ADMINS = frozenset({Role.ADMIN})
+TRIGGERERS = frozenset({Role.TRIGGER, Role.ADMIN})
+"""Whom gateways let in with a trigger, as far as the role goes."""
 
 ROLES: dict[str, dict[str, frozenset[Role]]] = {
     "AppService": {"CreateApp": DEVELOPERS, "GetApp": READERS, "ListApps": READERS, "UpdateDraft": DEVELOPERS, "GetDraft": READERS},

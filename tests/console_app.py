@@ -16,6 +16,7 @@ from google.protobuf import json_format
 
 from control_plane.authority import Authority
 from control_plane.console.app import Console
+from control_plane.console.gateway_door import GatewayDoor
 from control_plane.console.parts import Parts
 from control_plane.gateways import Gateways
 from control_plane.http import make_app
@@ -96,12 +97,13 @@ class Site:
 
 
 @contextlib.asynccontextmanager
-async def open_site(folder: Path) -> AsyncIterator[Site]:
+async def open_site(folder: Path, gateway_url: str = "") -> AsyncIterator[Site]:
     """An empty store in the folder, with a console."""
     url = f"sqlite:///{folder}/console.db"
     store = await open_store(url)
     kept = await asyncio.to_thread(open_executions, url, store.store_id)
     tail = Tail(kept)
+    door = GatewayDoor(gateway_url)
     hub, gateways = Hub(store), Gateways(utc_now, prepare_timeout_seconds=0.5)
     await hub.start()
     authority = Authority(hub, store, utc_now)
@@ -115,6 +117,7 @@ async def open_site(folder: Path) -> AsyncIterator[Site]:
         tail=tail,
         tokens=Tokens(store, gateways, utc_now),
         gateways=gateways,
+        gateway_door=door,
         hub=hub,
         authority=authority,
         clock=utc_now,
@@ -126,6 +129,7 @@ async def open_site(folder: Path) -> AsyncIterator[Site]:
             yield Site(http, parts, store, kept)
     finally:
         tail.close()
+        await door.close()
         await hub.close()
         await kept.close()
         await store.close()

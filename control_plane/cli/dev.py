@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,12 @@ def _start(stack: contextlib.ExitStack, data_dir: Path, ports: dict[str, int]) -
         return ["--listen", f"127.0.0.1:{ports[f'{what}_port']}", "--http", f"127.0.0.1:{ports[f'{what}_http_port']}"]
 
     store = f"sqlite:///{data_dir / 'pointsman.db'}"
-    control_plane = stack.enter_context(running("the control plane", "control_plane", "--store", store, *addresses("control_plane")))
+    # The console is told where the gateway will be, which starts later.
+    ports = ports | {"gateway_http_port": ports["gateway_http_port"] or _free_port()}
+    to_gateway = ("--gateway-url", f"http://127.0.0.1:{ports['gateway_http_port']}")
+    control_plane = stack.enter_context(
+        running("the control plane", "control_plane", "--store", store, *to_gateway, *addresses("control_plane"))
+    )
     gateway = stack.enter_context(
         running(
             "the gateway",
@@ -78,6 +84,11 @@ def _start(stack: contextlib.ExitStack, data_dir: Path, ports: dict[str, int]) -
     )
     gateway.wait_until_synced()
     return control_plane, gateway
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
 
 
 def _fill(control_plane: Child, app: str, config: str) -> None:

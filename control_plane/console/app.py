@@ -29,6 +29,8 @@ from control_plane.console.shared_environments import SharedEnvironmentPages
 from control_plane.console.signing import SigningPages
 from control_plane.console.summary import SummaryPages
 from control_plane.console.tokens import TokenPages
+from control_plane.console.trying import MAX_FORM_BYTES as MAX_TRIGGER_FORM_BYTES
+from control_plane.console.trying import TryPages
 from control_plane.console.visit import MAX_FORM_BYTES, Visit, read_form, with_query
 from control_plane.model import Token
 from control_plane.roles import check_method, check_place
@@ -63,6 +65,7 @@ class Console:
         environments, gateways = EnvironmentPages(parts, rollouts), GatewaysPage(parts)
         changes, draft = ChangePages(parts, rollouts), DraftPage(parts)
         executions, summary = ExecutionPages(parts), SummaryPages(parts)
+        trying = TryPages(parts)
         tokens, shared = TokenPages(parts), SharedEnvironmentPages(parts)
         self._all = [
             Page("/apps", apps.list, apps.create),
@@ -81,6 +84,7 @@ class Console:
             Page("/apps/{app}/executions", executions.list),
             Page("/apps/{app}/executions/tail", executions.tail),
             Page("/apps/{app}/executions/{execution}", executions.one),
+            Page("/apps/{app}/try", trying.show, trying.send, MAX_TRIGGER_FORM_BYTES),
             Page("/apps/{app}/summary", summary.show),
             Page("/apps/{app}/reports/{deployment}", summary.report),
             Page("/environments", shared.list, shared.create),

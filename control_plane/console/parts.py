@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from control_plane.authority import Authority
+from control_plane.console.gateway_door import GatewayDoor
 from control_plane.gateways import Gateways
 from control_plane.hub import Hub
 from control_plane.model import Binding, Environment
@@ -34,6 +35,7 @@ class Parts:
     tail: Tail
     tokens: Tokens
     gateways: Gateways
+    gateway_door: GatewayDoor
     hub: Hub
     authority: Authority
     clock: Clock

@@ -36,6 +36,12 @@ def caller_of(request: Request, authority: Authority) -> Token | None:
     return authority.owner(secret) if secret else authority.caller(request.headers.get("authorization", ""))
 
 
+def authorization_of(request: Request) -> str:
+    """What the browser, or another client, shows, as an `authorization` header."""
+    secret = request.cookies.get(TOKEN_COOKIE)
+    return f"Bearer {secret}" if secret else request.headers.get("authorization", "")
+
+
 def named(caller: Token | None) -> str:
     """The actor of everything that a request does: the same as over gRPC."""
     return ANONYMOUS if caller is None else actor_of(caller)

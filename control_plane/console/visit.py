@@ -16,7 +16,7 @@ from starlette.responses import RedirectResponse, Response
 
 from control_plane.authority import Authority
 from control_plane.console.pages import Pages
-from control_plane.console.session import Browser, caller_of, named
+from control_plane.console.session import Browser, authorization_of, caller_of, named
 from control_plane.model import Role, Token
 from control_plane.roles import check_method, check_place
 from control_plane.roles import check_request as check_request_of
@@ -123,17 +123,21 @@ class Visit:
             PermissionDenied: when the form was not made for this browser, or the token does not allow this.
             InvalidField: with every rule that the request breaks.
         """
+        self.check_form()
+        await self.check(request)
+        request_id = self.typed("request_id")
+        if not request_id:
+            return Call(actor=self.actor)
+        return Call(actor=self.actor, request_id=request_id, fingerprint=fingerprint_of(request))
+
+    def check_form(self) -> None:
+        """Raises PermissionDenied when the form was not made for this browser."""
         if self._request.method != "POST" or not self.is_of_this_browser:
             raise PermissionDenied(
                 "This form was not made for this browser session, so nothing was changed: its cookie is missing or another. "
                 "What you typed is still here; send it again, with cookies allowed.",
                 actor=self.actor,
             )
-        await self.check(request)
-        request_id = self.typed("request_id")
-        if not request_id:
-            return Call(actor=self.actor)
-        return Call(actor=self.actor, request_id=request_id, fingerprint=fingerprint_of(request))
 
     async def check(self, request: Message) -> None:
         """Whether the request, sent over gRPC, would be let in.
@@ -159,6 +163,20 @@ class Visit:
     def check_still_in(self, authority: Authority) -> None:
         """For what goes on for long. Raises Unauthenticated when the token has ended meanwhile."""
         caller_of(self._request, authority)
+
+    def authorization(self, authority: Authority) -> str:
+        """For a call elsewhere in the name of who asks; empty while there are no tokens."""
+        return authorization_of(self._request) if not authority.is_open else ""
+
+    @property
+    def role(self) -> Role | None:
+        """Of the token that is shown; None while there are no tokens."""
+        return self._caller.role if self._caller is not None else None
+
+    @property
+    def wants_events(self) -> bool:
+        """Whether the answer shall come as server-sent events."""
+        return "text/event-stream" in self._request.headers.get("accept", "")
 
     def is_of_token(self, token_id: str) -> bool:
         """Whether this is the token that is shown."""

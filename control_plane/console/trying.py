@@ -1,0 +1,261 @@
+"""Try it: a trigger sent from the page, through the control plane to a gateway, and what becomes of it as it happens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shlex
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.responses import Response, StreamingResponse
+
+from control_plane.console.gateway_door import Asked, Event, NoAnswerError
+from control_plane.console.input_form import Field, fields_of, read_fields, read_json, skeleton
+from control_plane.console.pages import SECURITY_HEADERS, took
+from control_plane.console.parts import Parts
+from control_plane.console.visit import Visit
+from control_plane.model import Binding
+from control_plane.roles import TRIGGERERS
+from control_plane.service.snapshots import plain_of
+from pointsman.errors import InvalidField, PermissionDenied, PointsmanError, Violation
+
+MAX_FORM_BYTES = 1024 * 1024
+# What a page shows of an output or of a model's text; the record and the command line have more.
+MAX_SHOWN_CHARS = 64 * 1024
+MAX_STEPS = 200
+# Text of a model comes in many small pieces.
+MIN_PAUSE_SECONDS = 0.1
+PREFERRED = ("staging", "development")
+
+
+@dataclass(slots=True)
+class Step:
+    """One step of the execution."""
+
+    stage: str
+    name: str
+    kind: str
+    outcome: str = "RUNNING"
+    took: str = ""
+    error: str = ""
+
+
+@dataclass(slots=True)
+class Tried:
+    """What became of a trigger so far. `state` is RUNNING, SUCCEEDED, FAILED, REFUSED or NO ANSWER."""
+
+    state: str = "RUNNING"
+    about: Mapping[str, Any] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
+    text: str = ""
+    output: str = ""
+    cut: int = 0
+    reason: str = ""
+    message: str = ""
+    violations: list[Any] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+    took: str = ""
+
+    def take(self, event: Event) -> None:
+        """What the gateway tells."""
+        data = event.data
+        match event.name:
+            case "execution.started":
+                self.about = data
+            case "step.started" if len(self.steps) < MAX_STEPS:
+                self.steps.append(Step(data.get("stage", ""), data.get("step", ""), data.get("kind", "")))
+            case "step.finished":
+                self._finished(data)
+            case "output.delta":
+                self.text = (self.text + data.get("text", ""))[-MAX_SHOWN_CHARS:]
+            case "execution.completed":
+                shown = json.dumps(data.get("output"), indent=2, ensure_ascii=False)
+                self.output, self.cut = shown[:MAX_SHOWN_CHARS], max(0, len(shown) - MAX_SHOWN_CHARS)
+                self._end("SUCCEEDED")
+            case "execution.failed":
+                self._refused("FAILED", data)
+            case "refused":
+                headers = data.get("headers", {})
+                names = ("execution-id", "app", "environment", "release", "revision")
+                self.about = {name.replace("-", "_"): headers.get(f"x-{name}", "") for name in names} | {
+                    "gateway_id": headers.get("x-gateway", ""),
+                    "digest": headers.get("x-release-digest", ""),
+                }
+                self._refused("REFUSED", data)
+
+    def no_answer(self, message: str) -> None:
+        """There will be no more."""
+        self.message = message
+        self._end("NO ANSWER")
+
+    def _finished(self, data: Mapping[str, Any]) -> None:
+        step = next((one for one in reversed(self.steps) if (one.stage, one.name) == (data.get("stage"), data.get("step"))), None)
+        if step is None:
+            # Skipped ones are never started.
+            if len(self.steps) >= MAX_STEPS:
+                return
+            self.steps.append(step := Step(data.get("stage", ""), data.get("step", ""), ""))
+        step.outcome, step.error = data.get("outcome", ""), data.get("error", "")
+        step.took = "" if step.outcome == "SKIPPED" else took(round(float(data.get("duration", "0s").removesuffix("s")) * 1_000_000))
+
+    def _refused(self, state: str, data: Mapping[str, Any]) -> None:
+        self.reason, self.message = data.get("error", ""), data.get("message", "")
+        details = data.get("details")
+        self.violations = details.get("violations", []) if isinstance(details, dict) else []
+        self._end(state)
+
+    def _end(self, state: str) -> None:
+        self.state = state
+        self.took = took(round((time.monotonic() - self.began) * 1_000_000))
+
+
+class TryPages:
+    """Triggers from the browser."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    async def show(self, visit: Visit) -> Response:
+        """Choose where and what, then fill in the form."""
+        return await self._page(visit, visit.asked)
+
+    async def send(self, visit: Visit) -> Response:
+        """Sends it. A script is answered with server-sent events, each with the part of the page that changes; a form with the page."""
+        visit.check_form()
+        if visit.role is not None and visit.role not in TRIGGERERS:
+            raise _not_for(visit.role.value)
+        try:
+            asked = await self._read(visit)
+        except InvalidField as error:
+            return await self._page(visit, visit.typed, problem=error)
+        if visit.wants_events:
+            headers = SECURITY_HEADERS | {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+            return StreamingResponse(self._events(visit, asked), media_type="text/event-stream", headers=headers)
+        tried = Tried()
+        async for _ in self._progress(asked, tried):
+            pass
+        return await self._page(visit, visit.typed, tried=tried)
+
+    async def _read(self, visit: Visit) -> Asked:
+        """What the form asks for. Raises InvalidField."""
+        app, environment, path = visit.part("app"), visit.typed("environment"), visit.typed("endpoint")
+        _, endpoints = await self._endpoints(app, environment)
+        endpoint = next((one for one in endpoints if _path(one) == path), None)
+        if endpoint is None:
+            raise InvalidField([Violation("endpoint", f"{path[:80]!r} is not served in {environment[:63]!r} any more; choose again")])
+        if visit.typed("way") == "json":
+            given = read_json(visit.text("json"))
+        else:
+            given = read_fields(fields_of(endpoint.get("input_schema", {}), visit.text), visit.text)
+        return Asked(app, environment, path, endpoint.get("method") or "POST", given, visit.authorization(self._parts.authority))
+
+    async def _progress(self, asked: Asked, tried: Tried) -> AsyncIterator[Tried]:
+        """The same after each event."""
+        try:
+            async with contextlib.aclosing(self._parts.gateway_door.trigger(asked)) as events:
+                async for event in events:
+                    tried.take(event)
+                    yield tried
+            if tried.state == "RUNNING":
+                tried.no_answer("The connection to the gateway broke before the end; what became of it may be on record.")
+        except NoAnswerError as error:
+            tried.no_answer(str(error))
+
+    async def _events(self, visit: Visit, asked: Asked) -> AsyncIterator[str]:
+        """What is shown when it has changed, ten times a second at most, and how it ended."""
+        tried = Tried()
+        changed = asyncio.Event()
+
+        async def follow() -> None:
+            async for _ in self._progress(asked, tried):
+                changed.set()
+
+        following = asyncio.create_task(follow(), name="trigger of the console")
+        try:
+            while not following.done():
+                waiting = asyncio.create_task(changed.wait())
+                await asyncio.wait({following, waiting}, return_when=asyncio.FIRST_COMPLETED)
+                waiting.cancel()
+                changed.clear()
+                if not following.done():
+                    yield self._event(visit, asked.app, tried)
+                    await asyncio.wait({following}, timeout=MIN_PAUSE_SECONDS)
+            await following
+            yield self._event(visit, asked.app, tried)
+        finally:
+            following.cancel()
+
+    def _event(self, visit: Visit, app: str, tried: Tried) -> str:
+        shown = visit.fragment("_tried.html", tried=tried, app=app)
+        return "event: tried\n" + "".join(f"data: {line}\n" for line in shown.splitlines()) + "\n"
+
+    async def _endpoints(self, app: str, environment: str) -> tuple[Binding | None, list[dict[str, Any]]]:
+        """What is served there, by the release that is live. Raises AppNotFound, EnvironmentNotFound."""
+        binding = await self._parts.binding(app, environment)
+        if binding is None or binding.deployment is None:
+            return None, []
+        info = await self._parts.releases.get(app, binding.deployment.release, with_snapshot=True)
+        assert info.snapshot is not None, "it was asked for"
+        config = await asyncio.to_thread(plain_of, info.snapshot)
+        return binding, config.get("endpoints", [])
+
+    async def _page(self, visit: Visit, typed: Any, *, problem: PointsmanError | None = None, tried: Tried | None = None) -> Response:
+        app = visit.part("app")
+        bindings = await self._parts.bindings_of(app)
+        live = [found.environment for found in await self._parts.all_environments() if found.environment in bindings]
+        wished = typed("environment") or next((name for name in (*visit.own_environments, *PREFERRED) if name in live), "")
+        environment = wished if wished in live else next(iter(live), "")
+        binding, endpoints = await self._endpoints(app, environment) if environment else (None, [])
+        paths = [_path(one) for one in endpoints]
+        endpoint = next((one for one in endpoints if _path(one) == typed("endpoint")), endpoints[0] if endpoints else {})
+        fields = fields_of(endpoint.get("input_schema", {}), visit.text)
+        text = visit.text("json") if visit.typed("way") == "json" else skeleton(fields)
+        return visit.page(
+            "try.html",
+            tab="try",
+            problem=problem,
+            app=app,
+            environments=live,
+            environment=environment,
+            binding=binding,
+            paths=paths,
+            path=_path(endpoint) if endpoint else "",
+            fields=fields,
+            schema=json.dumps(endpoint.get("input_schema", {}), indent=2, ensure_ascii=False)[:MAX_SHOWN_CHARS],
+            json=text,
+            way=visit.typed("way") or ("fields" if fields else "json"),
+            tried=tried,
+            door=self._parts.gateway_door,
+            may=visit.role is None or visit.role in TRIGGERERS,
+            role=visit.role,
+            lines=self._lines(visit, environment, endpoint, fields) if endpoint else [],
+        )
+
+    def _lines(self, visit: Visit, environment: str, endpoint: Mapping[str, Any], fields: list[Field]) -> list[tuple[str, str]]:
+        """The same from a terminal."""
+        app, path, given = visit.part("app"), _path(endpoint), json.dumps(json.loads(skeleton(fields)), ensure_ascii=False)
+        lines = [("CLI", shlex.join(["pointsman", "--app", app, "trigger", path, "-e", environment, "-d", given]))]
+        url = self._parts.gateway_door.url
+        if url and (endpoint.get("method") or "POST") == "POST":
+            token = ' -H "Authorization: Bearer $POINTSMAN_TOKEN"' if visit.role is not None else ""
+            headers = [f"X-App: {app}", f"X-Environment: {environment}", "Content-Type: application/json"]
+            more = " ".join(f"-H {shlex.quote(header)}" for header in headers)
+            lines.append(("curl", f"curl -sS -X POST {url}/v1/trigger/{path}{token} {more} -d {shlex.quote(given)}"))
+        return lines
+
+
+def _path(endpoint: Mapping[str, Any]) -> str:
+    return str(endpoint.get("path") or endpoint["name"]).removeprefix("/")
+
+
+def _not_for(role: str) -> PermissionDenied:
+    return PermissionDenied(
+        f"Triggers take a token of the role TRIGGER or ADMIN; this one has {role}. An admin can make one of the role TRIGGER for "
+        "`pointsman trigger`, or sign in here.",
+        role="TRIGGER or ADMIN",
+        has=role,
+    )
