@@ -89,7 +89,7 @@ async def accessible(page: Page) -> None:
     """No violation of level A or AA."""
     found = await Axe().run(page, options={"runOnly": {"type": "tag", "values": LEVELS}})
     told = [f"{v['id']}: {v['help']}: {[node['html'][:120] for node in v['nodes'][:3]]}" for v in found.response["violations"]]
-    assert told == []
+    assert not told, told
 
 
 async def picture(page: Page, folder: Path, name: str, *, whole: bool = True) -> None:
