@@ -10,7 +10,7 @@ import importlib
 import resource
 import sys
 
-NAMES = ("startup", "coldstart", "deploys", "live", "storage", "executions", "fanout", "spreading", "engine")
+NAMES = ("startup", "coldstart", "deploys", "live", "storage", "executions", "console", "fanout", "spreading", "engine")
 
 MAX_FILES = 20_000
 
