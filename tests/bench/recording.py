@@ -32,7 +32,10 @@ ROUNDS = 7
 TAILED = 300
 TAIL_PAUSE_SECONDS = 0.02
 POLL_SECONDS = 0.02
+# Longer than what has ended may take to be among what waits.
+QUIET_SECONDS = 0.6
 DELIVERY_SECONDS = 60.0
+Sample = tuple[str, tuple[tuple[str, str], ...]]
 GRPC = "/pointsman.v1.TriggerService/Trigger"
 
 
@@ -59,7 +62,7 @@ async def rows() -> list[Row]:
                 behind.append(await _delivered(recorded))
         tail = await _tailed(plane, recorded, request)
         await _delivered(recorded)
-        ran, dropped = await _counted(recorded)
+        ran, dropped = _counted(await _page(recorded))
         stored = await _stored(plane)
     return [
         *(_cost(door, rates[door, "recorded"], rates[door, "unrecorded"]) for door in contests),
@@ -86,26 +89,27 @@ async def _serve_release(plane: Server) -> None:
         await releases_pb2_grpc.ReleaseServiceStub(channel).CreateRelease(request)
 
 
-async def _page(server: Server) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+async def _page(server: Server) -> dict[Sample, float]:
     async with httpx2.AsyncClient(trust_env=False) as http:
         return samples((await http.get(f"http://{server.http}/metrics")).text)
 
 
-async def _counted(server: Server) -> tuple[float, float]:
+def _counted(page: dict[Sample, float]) -> tuple[float, float]:
     """How many triggers ran, and how many executions were given up."""
-    page = await _page(server)
     ran = sum(value for (name, _), value in page.items() if name == "pointsman_triggers_total")
     return ran, page["pointsman_gateway_executions_dropped", ()]
 
 
 async def _delivered(server: Server) -> float:
-    """Seconds until nothing waits and nothing more is counted."""
-    began, last = time.perf_counter(), -1.0
-    while time.perf_counter() - began < DELIVERY_SECONDS:
-        (ran, _), page = await _counted(server), await _page(server)
-        if page["pointsman_gateway_executions_waiting", ()] == 0 and ran == last:
-            return time.perf_counter() - began
-        last = ran
+    """Seconds until nothing waits, and went on waiting for nothing."""
+    began, last, quiet_since = time.perf_counter(), -1.0, 0.0
+    while (now := time.perf_counter()) - began < DELIVERY_SECONDS:
+        page = await _page(server)
+        (ran, _), waiting = _counted(page), page["pointsman_gateway_executions_waiting", ()]
+        if waiting or ran != last:
+            last, quiet_since = ran, now
+        elif now - quiet_since > QUIET_SECONDS:
+            return quiet_since - began
         await asyncio.sleep(POLL_SECONDS)
     sys.exit(f"executions still wait {DELIVERY_SECONDS:g} s after the load: {server.said()}")
 
@@ -127,7 +131,7 @@ async def _tailed(plane: Server, server: Server, request: trigger_pb2.TriggerReq
         async def read() -> None:
             async for message in tail:
                 shown[message.execution.execution_id] = time.perf_counter()
-                if len(shown) == TAILED:
+                if len(ended) == TAILED and ended.keys() <= shown.keys():
                     return
 
         reading = asyncio.create_task(read())
