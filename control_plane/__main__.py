@@ -42,7 +42,8 @@ from control_plane.storage import CannotOpenStore, ExecutionStore, open_executio
 from control_plane.storage.base import Store
 from control_plane.sweeper import Sweeper
 from control_plane.tail import Tail
-from pointsman.serving import GrpcServer, StartupError, run
+from pointsman.process import run
+from pointsman.serving import GrpcServer, StartupError
 from pointsman.settings import is_loopback, settings_options
 from pointsman.tls import ServerTls, client_tls, server_tls
 from pointsman.v1 import (

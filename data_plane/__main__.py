@@ -38,7 +38,8 @@ from data_plane.sync_report import Reporter
 from data_plane.sync_stream import Me
 from data_plane.tracing import name_execution
 from data_plane.workers import WORKER_VARIABLE, serve_by_workers, watch_parent
-from pointsman.serving import GrpcServer, StartupError, run
+from pointsman.process import run
+from pointsman.serving import GrpcServer, StartupError
 from pointsman.settings import is_loopback, settings_options
 from pointsman.tls import ServerTls, server_tls
 from pointsman.v1 import trigger_pb2, trigger_pb2_grpc
@@ -127,12 +128,11 @@ async def serve(settings: Settings, stop: asyncio.Event, *, is_worker: bool = Fa
 
 async def _last_report(recorder: Recorder, spool: Spool, sync: Sync) -> None:
     """What ran is on record before the end, if the control plane is there; else it stays on disk for the next start."""
-    recorder.flush()
+    await recorder.flush()
     if sync.connected:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_REPORT_SECONDS):
                 await spool.drained()
-    await spool.keep()
     if spool.depth:
         log.warning("executions were not delivered", count=spool.depth, kept=spool.is_kept)
 

@@ -66,6 +66,12 @@ class Proxy:
             await self._server.wait_closed()
             self._server = None
 
+    def forward_to(self, upstream: str) -> None:
+        """Resets the connections that exist; new ones go there."""
+        self._host, _, port = upstream.rpartition(":")
+        self._upstream_port = int(port)
+        self.reset_connections()
+
     def reset_connections(self) -> None:
         """Resets those that exist; new ones are taken."""
         for writer in list(self._writers):

@@ -84,8 +84,14 @@ class SimulatedGateway:
         async for message in call:
             if self._fetch and message.HasField("prepare"):
                 await self._fetch_all(stub, {target.digest for target in message.prepare.targets})
-            for answer in self._take(message):
+            answers = self._take(message)
+            if message.HasField("prepare"):
+                await self._before_answering()
+            for answer in answers:
                 await call.write(answer)
+
+    async def _before_answering(self) -> None:
+        """Called between a Prepare and its answer."""
 
     async def run_on(self, address: str) -> None:
         """Speaks, and comes back with a new connection after every failure as gateways do, until cancelled."""

@@ -1,4 +1,4 @@
-"""What both servers would otherwise duplicate: the gRPC server with its limits, checks and errors, health, reflection, signals.
+"""What both servers would otherwise duplicate: the gRPC server with its limits, checks and errors, health, reflection.
 
 The wrapper around each method is the only place where an exception becomes a status: PointsmanError as errors.proto describes it, anything
 else as INTERNAL with a request id under which the log has the traceback.
@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import resource
-import signal
 import socket
-import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
 import structlog
-import uvloop
 from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, duration_pb2, text_format
 from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
@@ -29,13 +25,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha._async import ReflectionServicer
 from grpc_status import rpc_status
-from structlog.typing import Processor
 
 from pointsman import rules
 from pointsman.errors import Internal, InvalidField, PointsmanError, Violation
-from pointsman.logs import configure
 from pointsman.settings import Address
-from pointsman.tls import Pems, ServerTls, TlsError
+from pointsman.tls import Pems, ServerTls
 
 DOMAIN = "pointsman"
 MIB = 1024 * 1024
@@ -43,7 +37,6 @@ MAX_MESSAGE_BYTES = 16 * MIB
 MAX_METADATA_BYTES = 64 * 1024
 # grpcio cancels what is beyond its pending limits (1,000 and 3,000 by default) when thousands of gateways connect at once.
 MAX_PENDING_REQUESTS = 20_000
-MAX_FILES = 65_536
 # Clients may ping every 10 s; a little less is allowed, since pings drift.
 MIN_PING_INTERVAL_MS = 8_000
 KEEPALIVE_TIME_MS = 20_000
@@ -139,6 +132,8 @@ class _Entry:
     authorise: Authorise
     decode: Callable[[bytes], Any]
     observe: Observe
+    last: dict[bytes, Any] = field(default_factory=dict)
+    """The newest request of a stream, by its bytes."""
 
     def admit(self, context: Any) -> Check | None:
         """Lets the caller in; what its requests are shown to. Raises PointsmanError."""
@@ -163,8 +158,17 @@ class _Entry:
         return request
 
     async def _all(self, requests: AsyncIterator[bytes], check: Check | None) -> AsyncIterator[Any]:
+        """What many say at once, such as that they have applied a revision, is decoded and checked once."""
         async for data in requests:
-            yield await self._one(data, check)
+            request = self.last.get(data)
+            if request is None:
+                request = await self._one(data, None)
+                self.last.clear()
+                if len(data) < CHECK_ON_THREAD_BYTES:
+                    self.last[data] = request
+            if check is not None:
+                check(request)
+            yield request
 
 
 def _unary(call: Callable[[Any, Any], Awaitable[Any]], entry: _Entry) -> Callable[[Any, Any], Awaitable[Any]]:
@@ -355,40 +359,3 @@ def _add_reflection(server: Any, services: Sequence[str]) -> None:
         response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
     )
     server.add_registered_method_handlers(name, {"ServerReflectionInfo": handler})
-
-
-def run(main: Callable[[asyncio.Event], Awaitable[None]], log_format: str, *logged: Processor) -> NoReturn:
-    """Runs a server until SIGINT or SIGTERM sets the event that it is given, then exits with 0; a second signal exits at once.
-
-    A StartupError or TlsError is one line on stderr and exit status 1. `log_format` and `logged` are as in logs.configure.
-    """
-    configure(log_format, logged)
-    with contextlib.suppress(ValueError):
-        # Shells grant 1,024 by default: fewer than one control plane has gateways.
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, MAX_FILES)), hard))
-
-    async def with_signals() -> None:
-        stop, loop = asyncio.Event(), asyncio.get_running_loop()
-
-        def on_signal() -> None:
-            if stop.is_set():
-                sys.stderr.write("second signal: exiting without draining\n")
-                sys.stderr.flush()
-                loop.stop()
-            stop.set()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, on_signal)
-        await main(stop)
-
-    try:
-        uvloop.run(with_signals())
-    except (StartupError, TlsError) as error:
-        sys.exit(f"pointsman: {error}")
-    except RuntimeError:
-        # loop.stop() after the second signal ends the run half-way; anything else is a defect and keeps its traceback.
-        if "Event loop stopped before Future completed" not in str(sys.exc_info()[1]):
-            raise
-        sys.exit(1)
-    sys.exit(0)

@@ -2,7 +2,7 @@
 
     python -m tests.bench.bare_server PAYLOAD_BYTES
 
-Prints its port. `/bench.Bare/Watch` is the stream, `/bench.Bare/Fire` starts a round, `/bench.Bare/Echo` answers what it gets.
+Prints its port. `/bench.Bare/Watch` is the stream, `/bench.Bare/Answered` one whose messages clients answer, `/bench.Bare/Fire` starts a round, `/bench.Bare/Echo` answers what it gets.
 """
 
 from __future__ import annotations
@@ -28,6 +28,18 @@ async def main(payload_bytes: int) -> None:
             await state["event"].wait()
             yield payload
 
+    async def answered(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        async def read() -> None:
+            async for _ in requests:
+                pass
+
+        reader = asyncio.create_task(read())
+        try:
+            async for message in watch(b"", context):
+                yield message
+        finally:
+            reader.cancel()
+
     async def fire(_request: bytes, _context: Any) -> bytes:
         state["event"].set()
         state["event"] = asyncio.Event()
@@ -40,6 +52,7 @@ async def main(payload_bytes: int) -> None:
     server = grpc.aio.server(options=options)
     handlers = {
         "Watch": grpc.unary_stream_rpc_method_handler(watch),
+        "Answered": grpc.stream_stream_rpc_method_handler(answered),
         "Fire": grpc.unary_unary_rpc_method_handler(fire),
         "Echo": grpc.unary_unary_rpc_method_handler(echo),
     }

@@ -1,11 +1,9 @@
-"""From one change to the last of N streams, each on its own connection, from other processes: beside etcd and a bare grpc.aio fan-out.
-
-Also the control plane's memory for each connected gateway.
-"""
+"""From one change to the last of N streams, each on its own connection, from other processes: beside etcd and a bare grpc.aio fan-out."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import shutil
 import socket
 import statistics
@@ -19,13 +17,12 @@ from pathlib import Path
 import grpc
 
 from tests.bench import etcd
-from tests.bench.children import KIB, bare_server, child, line, memory_bytes
+from tests.bench.children import bare_server, child, line
 from tests.bench.deploys import alternating, prepared
-from tests.bench.table import Row, milliseconds
+from tests.bench.table import Row, milliseconds, spread
 from tests.processes import start_control_plane
 
-COUNTS = (1, 10, 100, 1000)
-ROUNDS = 15
+ROUNDS = {1: 200, 10: 200, 100: 60, 1000: 20}
 CLIENT_PROCESSES = 2
 PAYLOAD_BYTES = 250
 
@@ -54,6 +51,10 @@ class Streams:
         lines = await asyncio.gather(*(line(process) for process in self._processes))
         await firing
         return [float(text) for found in lines for text in found.split()]
+
+
+Peer = tuple[Streams, Callable[[], Awaitable[object]]]
+"""What waits, and the call that it waits for."""
 
 
 @asynccontextmanager
@@ -98,59 +99,63 @@ async def etcd_server(folder: Path) -> AsyncIterator[str]:
 async def rows() -> list[Row]:
     """Each count: ours and the peers, in alternating rounds."""
     found: list[Row] = []
+    flips: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as name:
-        for count in COUNTS:
-            found += await _rows_of(count, Path(name) / str(count))
+        for count in ROUNDS:
+            rows_of, flips[count] = await _rows_of(count, Path(name) / str(count))
+            found += rows_of
+    for fewer, more in itertools.pairwise(ROUNDS):
+        what = f"growth of the last flip from {fewer} to {more} gateways"
+        found.append(Row(what, f"{flips[more] / flips[fewer]:.1f} times", bound=f"at most {more // fewer}"))
     return found
 
 
-async def _rows_of(count: int, folder: Path) -> list[Row]:
+async def _rows_of(count: int, folder: Path) -> tuple[list[Row], float]:
+    """The rows, and the median seconds to the last flip."""
     folder.mkdir()
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         plane = await enter(start_control_plane(folder))
         stub = await enter(prepared(plane.grpc))
-        bare = await enter(bare_server(PAYLOAD_BYTES))
-        fire = (await enter(grpc.aio.insecure_channel(bare))).unary_unary("/bench.Bare/Fire")
-        peers: dict[str, tuple[Streams, Callable[[int], Awaitable[object]]]] = {}
-        peers["bare"] = await enter(streams("bare", bare, count)), lambda _number: fire(b"")
+        bare, answered = await enter(bare_server(PAYLOAD_BYTES)), await enter(bare_server(PAYLOAD_BYTES))
+        fire, fire_answered = [(await enter(grpc.aio.insecure_channel(at))).unary_unary("/bench.Bare/Fire") for at in (bare, answered)]
+        deploys = itertools.count()
+        peers: dict[str, Peer] = {}
+        peers["bare"] = await enter(streams("bare", bare, count)), lambda: fire(b"")
         if shutil.which("etcd"):
             address = await enter(etcd_server(folder))
             put = (await enter(grpc.aio.insecure_channel(address))).unary_unary(etcd.PUT)
             value = b"x" * PAYLOAD_BYTES
-            peers["etcd"] = await enter(streams("etcd", address, count)), lambda _number: put(etcd.put_request(b"bench", value))
+            peers["etcd"] = await enter(streams("etcd", address, count)), lambda: put(etcd.put_request(b"bench", value))
         async with streams("pointsman", plane.grpc, count) as watchers:
-            peers["watch"] = watchers, lambda number: stub.Deploy(alternating(number))
-            seconds = await _alternate(peers)
+            peers["watch"] = watchers, lambda: stub.Deploy(alternating(next(deploys)))
+            seconds = await _alternate(peers, ROUNDS[count])
         del peers["watch"]
-        before = memory_bytes(plane.pid)
+        peers.pop("etcd", None)
         async with streams("gateway", plane.grpc, count) as gateways:
-            each = (memory_bytes(plane.pid) - before) / count
-            peers["gateway"] = gateways, lambda number: stub.Deploy(alternating(number + 1))
-            seconds_gateways = await _alternate(peers)
-    return _told(count, seconds, seconds_gateways, each)
+            peers["answering"] = await enter(streams("answering", answered, count)), lambda: fire_answered(b"")
+            peers["gateway"] = gateways, lambda: stub.Deploy(alternating(next(deploys)))
+            seconds_gateways = await _alternate(peers, ROUNDS[count])
+    return _told(count, seconds, seconds_gateways), statistics.median(last for last, _ in seconds_gateways["gateway"])
 
 
-async def _alternate(peers: dict[str, tuple[Streams, Callable[[int], Awaitable[object]]]]) -> dict[str, list[tuple[float, float]]]:
+async def _alternate(peers: dict[str, Peer], rounds: int) -> dict[str, list[tuple[float, float]]]:
     seconds: dict[str, list[tuple[float, float]]] = {kind: [] for kind in peers}
-    for number in range(ROUNDS + 2):
+    for _ in range(rounds + 2):
         for kind, (open_streams, fire) in peers.items():
-            seconds[kind].append(await open_streams.measure(lambda fire=fire, number=number: fire(number)))
+            seconds[kind].append(await open_streams.measure(fire))
     # The first two warm connections, caches and, with gateways, what they hold.
     return {kind: measured[2:] for kind, measured in seconds.items()}
 
 
-def _told(
-    count: int, watch: dict[str, list[tuple[float, float]]], gateway: dict[str, list[tuple[float, float]]], each_bytes: float
-) -> list[Row]:
+def _told(count: int, watch: dict[str, list[tuple[float, float]]], gateway: dict[str, list[tuple[float, float]]]) -> list[Row]:
     def last(measured: list[tuple[float, float]]) -> float:
         return statistics.median(seconds for seconds, _ in measured)
 
     def row(what: str, ours: list[tuple[float, float]], peer: str, theirs: list[tuple[float, float]], bound: str) -> Row:
         ratio = last(ours) / last(theirs)
-        skew = statistics.median(skew for _, skew in ours)
         return Row(
-            f"{count} {what}, skew {milliseconds(skew)}",
+            f"{count} {what}",
             milliseconds(last(ours)),
             f"{peer} {milliseconds(last(theirs))}",
             f"{ratio:.2f}",
@@ -162,6 +167,7 @@ def _told(
         found.append(row("watchers: Deploy to the last receipt", watch["watch"], "etcd put", watch["etcd"], "at most 1.3"))
     found.append(row("watchers: Deploy to the last receipt", watch["watch"], "bare fan-out", watch["bare"], ""))
     found.append(row("gateways: Deploy to the last flip", gateway["gateway"], "bare fan-out", gateway["bare"], "at most 2.0"))
-    if count >= 100:
-        found.append(Row(f"{count} gateways: control-plane memory for each", f"{each_bytes / KIB:.0f} KiB", bound="at most 60 KB"))
+    found.append(row("gateways: Deploy to the last flip", gateway["gateway"], "bare, answered", gateway["answering"], ""))
+    found.append(Row(f"{count} gateways: Deploy to the last flip", spread([last for last, _ in gateway["gateway"]])))
+    found.append(Row(f"{count} gateways: first flip to the last", spread([skew for _, skew in gateway["gateway"]])))
     return found

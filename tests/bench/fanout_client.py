@@ -1,6 +1,6 @@
 """One process of watchers, for the fan-out benchmark: opens COUNT streams, each on its own connection, and notes every receipt.
 
-    python -m tests.bench.fanout_client pointsman|etcd|bare|gateway|fetching|returning ADDRESS COUNT FIRST
+    python -m tests.bench.fanout_client pointsman|etcd|bare|answering|gateway|fetching|returning ADDRESS COUNT FIRST
 
 Prints `open` when every stream is in sync. Then, for each round, reads one line `<rounds seen so far + 1>` from stdin, waits until
 every stream has had that many events and prints the receipts of the last as seconds of the system's monotonic clock.
@@ -12,7 +12,7 @@ import asyncio
 import itertools
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import grpc
 import uvloop
@@ -23,6 +23,9 @@ from tests.simulated_gateway import SimulatedGateway
 
 OPTIONS = [("grpc.use_local_subchannel_pool", 1)]
 BARE_METHOD = "/bench.Bare/Watch"
+ANSWERED_METHOD = "/bench.Bare/Answered"
+# As long as an acknowledgement.
+ANSWER = b"x" * 6
 
 
 class Receipts:
@@ -51,66 +54,70 @@ class Receipts:
             await self.progress.wait()
 
 
-async def watch_pointsman(channel: grpc.aio.Channel, _index: int) -> AsyncIterator[bool]:
-    """False for the first bookmark, then True for each binding."""
+Told = Callable[[bool], None]
+"""Called with False once the stream is in sync, then with True for each event."""
+
+
+async def watch_pointsman(channel: grpc.aio.Channel, _index: int, told: Told) -> None:
+    """Events are bindings."""
     stub = deployments_pb2_grpc.DeploymentServiceStub(channel)
     async for message in stub.WatchBindings(deployments_pb2.WatchBindingsRequest(app="bench", environment="staging")):
         if message.WhichOneof("kind") == "binding":
-            yield True
+            told(True)
         elif message.bookmark.synced:
-            yield False
+            told(False)
 
 
-async def watch_etcd(channel: grpc.aio.Channel, _index: int) -> AsyncIterator[bool]:
-    """False when the watch is created, then True for each response with events."""
+async def watch_etcd(channel: grpc.aio.Channel, _index: int, told: Told) -> None:
+    """Events are responses with changes."""
     call = channel.stream_stream(etcd.WATCH, response_deserializer=etcd.WatchResponse.FromString)()
     await call.write(etcd.watch_request(b"bench"))
     async for message in call:
-        yield not message.created
+        told(not message.created)
 
 
-async def watch_bare(channel: grpc.aio.Channel, _index: int) -> AsyncIterator[bool]:
-    """False for the empty first message, then True for each."""
+async def watch_bare(channel: grpc.aio.Channel, _index: int, told: Told) -> None:
+    """Events are all messages after the first, which is empty."""
     async for message in channel.unary_stream(BARE_METHOD)(b""):
-        yield bool(message)
+        told(bool(message))
 
 
-async def watch_gateway(channel: grpc.aio.Channel, index: int, *, fetch: bool = False) -> AsyncIterator[bool]:
-    """A simulated gateway: False for the first Update, then True for each that binds something."""
+async def watch_answering(channel: grpc.aio.Channel, _index: int, told: Told) -> None:
+    """The same, and each is answered, as gateways do."""
+    call = channel.stream_stream(ANSWERED_METHOD)()
+    async for message in call:
+        told(bool(message))
+        await call.write(ANSWER)
+
+
+async def watch_gateway(channel: grpc.aio.Channel, index: int, told: Told, *, fetch: bool = False) -> None:
+    """A simulated gateway; events are Updates that bind something."""
     gateway = SimulatedGateway(f"bench-{index}", fetch=fetch)
-    queue: asyncio.Queue[bool] = asyncio.Queue()
-    gateway.on_update = lambda update: queue.put_nowait(not update.synced) if update.synced or update.bindings else None
-    task = asyncio.create_task(gateway.run(channel))
-    task.add_done_callback(lambda done: done.result())
-    while True:
-        yield await queue.get()
+    gateway.on_update = lambda update: told(not update.synced) if update.synced or update.bindings else None
+    await gateway.run(channel)
 
 
-def watch_fetching(channel: grpc.aio.Channel, index: int) -> AsyncIterator[bool]:
+async def watch_fetching(channel: grpc.aio.Channel, index: int, told: Told) -> None:
     """The same, and it fetches what it prepares."""
-    return watch_gateway(channel, index, fetch=True)
+    await watch_gateway(channel, index, told, fetch=True)
 
 
-KINDS = {"pointsman": watch_pointsman, "etcd": watch_etcd, "bare": watch_bare, "gateway": watch_gateway, "fetching": watch_fetching}
-
-
-async def returning(address: str, index: int) -> AsyncIterator[bool]:
-    """A simulated gateway that comes back whenever its stream ends: False for the first time that it is in sync, then True for each."""
+async def returning(address: str, index: int, told: Told) -> None:
+    """A simulated gateway that comes back whenever its stream ends; events are that it is in sync again."""
     gateway = SimulatedGateway(f"bench-{index}")
-    queue: asyncio.Queue[bool] = asyncio.Queue()
     times = itertools.count()
-    gateway.on_update = lambda update: queue.put_nowait(next(times) > 0) if update.synced else None
-    task = asyncio.create_task(gateway.run_on(address))
-    task.add_done_callback(lambda done: done.result())
-    while True:
-        yield await queue.get()
+    gateway.on_update = lambda update: told(next(times) > 0) if update.synced else None
+    await gateway.run_on(address)
 
 
-async def connected(kind: str, address: str, index: int) -> AsyncIterator[bool]:
-    """A stream of one of KINDS over a connection of its own."""
-    async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:
-        async for is_event in KINDS[kind](channel, index):
-            yield is_event
+KINDS = {
+    "pointsman": watch_pointsman,
+    "etcd": watch_etcd,
+    "bare": watch_bare,
+    "answering": watch_answering,
+    "gateway": watch_gateway,
+    "fetching": watch_fetching,
+}
 
 
 async def main(kind: str, address: str, count: int, first: int) -> None:
@@ -118,15 +125,24 @@ async def main(kind: str, address: str, count: int, first: int) -> None:
     receipts = Receipts(count)
 
     async def one(index: int) -> None:
-        events = -1
-        async for is_event in returning(address, index) if kind == "returning" else connected(kind, address, index):
-            events += 1
-            if is_event and events > 0:
+        events = 0
+
+        def told(is_event: bool) -> None:
+            nonlocal events
+            if is_event:
+                events += 1
                 receipts.event(events)
-            elif events == 0:
+            else:
                 receipts.stream_synced()
 
+        if kind == "returning":
+            await returning(address, index, told)
+        async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:
+            await KINDS[kind](channel, index, told)
+
     tasks = [asyncio.create_task(one(first + index)) for index in range(count)]
+    for task in tasks:
+        task.add_done_callback(lambda _: receipts.progress.set())
     await receipts.until(lambda: receipts.synced >= count or any(task.done() for task in tasks))
     for task in tasks:
         if task.done():
