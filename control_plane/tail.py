@@ -16,7 +16,7 @@ from pointsman.errors import StoreUnavailable
 # For each reader: what it has not taken yet. The oldest go first.
 RING_EXECUTIONS = 1_000
 # How soon a reader hears of what another replica stored.
-POLL_SECONDS = 0.3
+POLL_SECONDS = 0.15
 NEWS_AT_ONCE = 500
 
 log = structlog.get_logger()

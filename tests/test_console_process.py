@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import httpx2
+import pytest
 
 from control_plane.console.app import Console
 from control_plane.http import make_app
@@ -12,6 +13,8 @@ from control_plane.metrics import Metrics
 from pointsman.v1 import apps_pb2
 from tests.clients import control_plane_client
 from tests.console_app import open_site
+from tests.executions import ran, report
+from tests.postgres_server import MISSING, available
 from tests.processes import start_control_plane
 from tests.sample_apps import marked
 from tests.simulated_gateway import SimulatedGateway
@@ -26,6 +29,31 @@ async def test_a_form_that_one_replica_made_is_taken_by_another(tmp_path):
         ) as http:
             assert (await http.post("/apps", data=form | {"app": "shop"})).status_code == 303
         assert "No release yet" not in await site.page("/apps/shop/releases")
+
+
+@pytest.mark.skipif(not available(), reason=MISSING)
+async def test_the_live_view_of_one_replica_follows_what_another_one_stored(tmp_path, postgres_server):
+    """Within 0.3 s, most of the time: a reader asks what others stored every 0.15 s."""
+    store = ("--store", postgres_server.url(postgres_server.new_database()))
+    async with (
+        start_control_plane(tmp_path, *store) as one,
+        start_control_plane(tmp_path, *store) as other,
+        control_plane_client(one) as plane,
+        httpx2.AsyncClient(timeout=20, trust_env=False) as http,
+    ):
+        await plane.apps.CreateApp(apps_pb2.CreateAppRequest(app="shop"))
+        took = []
+        async with http.stream("GET", f"http://{other.http}/apps/shop/executions/tail?outcome=FAILED") as events:
+            lines = events.aiter_lines()
+            assert await anext(lines) == "event: all"
+            for _ in range(7):
+                started = time.monotonic()
+                await report(plane, ran("shop"), failed := ran("shop", outcome="FAILED"))
+                async for line in lines:
+                    if failed.execution_id in line:
+                        break
+                took.append(time.monotonic() - started)
+        assert sorted(took)[3] < 0.3, took
 
 
 async def test_a_page_that_follows_a_rollout_does_not_hold_up_the_end(tmp_path):
