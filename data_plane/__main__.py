@@ -128,11 +128,12 @@ async def serve(settings: Settings, stop: asyncio.Event, *, is_worker: bool = Fa
 
 async def _last_report(recorder: Recorder, spool: Spool, sync: Sync) -> None:
     """What ran is on record before the end, if the control plane is there; else it stays on disk for the next start."""
-    await recorder.flush()
+    recorder.flush()
     if sync.connected:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_REPORT_SECONDS):
                 await spool.drained()
+    await spool.keep()
     if spool.depth:
         log.warning("executions were not delivered", count=spool.depth, kept=spool.is_kept)
 

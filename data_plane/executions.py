@@ -1,7 +1,8 @@
 """One execution for each trigger, for the control plane's record: sealed beside the answer path, then handed to the spool in batches.
 
 On the answer path a record costs one append. Sealing (what may be captured is redacted and capped, and all of it put into the message that
-will be delivered) follows within FLUSH_SECONDS, a few at a time, so that no trigger waits behind a burst of it.
+will be delivered) follows a few at a time, so that no trigger waits behind a burst of it: as soon as there are a few, since what is kept
+for longer the garbage collector looks at again and again, else within FLUSH_SECONDS.
 """
 
 from __future__ import annotations
@@ -24,8 +25,6 @@ SEAL_AT_ONCE = 32
 # What one call delivers.
 BATCH_RECORDS = 1000
 BATCH_BYTES = 2 * 1024 * 1024
-# Records hold on to inputs of up to 4 MiB: with so many waiting, the next one seals them all before it goes on.
-MAX_UNSEALED = 512
 MAX_CAPTURED_BYTES = 8 * 1024
 # Of one execution: the steps after that are on record without what they were given and gave.
 MAX_CAPTURED_IN_ALL_BYTES = 512 * 1024
@@ -71,29 +70,27 @@ class Recorder:
     def add(self, record: Record) -> None:
         """A trigger has ended."""
         self._ended.append(record)
-        if len(self._ended) >= MAX_UNSEALED:
-            self._seal(len(self._ended))
+        if len(self._ended) == SEAL_AT_ONCE:
+            asyncio.get_running_loop().call_soon(self._seal)
 
     async def run(self) -> None:
         """Hands records to the spool until cancelled."""
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
-            while len(self._ended) > SEAL_AT_ONCE:
-                self._seal(SEAL_AT_ONCE)
-                await asyncio.sleep(0)
-            await self.flush()
+            await self._spool.keep()
+            self.flush()
 
-    async def flush(self) -> None:
+    def flush(self) -> None:
         """Everything that has ended so far is in the spool afterwards."""
-        self._seal(len(self._ended))
+        self._seal()
         self._close_batch()
         batches, self._batches = self._batches, []
         for count, data in batches:
-            await self._spool.append(count, data)
+            self._spool.append(count, data)
 
-    def _seal(self, count: int) -> None:
-        first, self._ended = self._ended[:count], self._ended[count:]
-        for record in first:
+    def _seal(self) -> None:
+        ended, self._ended = self._ended, []
+        for record in ended:
             self._observe(record)
             self._batch_bytes += self._sealer.seal(record, self._batch.executions.add())
             if len(self._batch.executions) >= BATCH_RECORDS or self._batch_bytes >= BATCH_BYTES:

@@ -1,8 +1,9 @@
 """Batches of executions that were not delivered yet, oldest first: in memory, and in a folder too, so that they survive the process.
 
-A batch is the message that will be sent, serialised; this module only keeps it. One file each, `<number>-<how many>.executions`: a CRC-32,
-then the bytes, written once and unlinked when it was delivered. They are not synced: what a killed process has written is there, what a
-power cut takes is the last half minute. When there is no more room the oldest batch goes, and is counted.
+A batch is the message that will be sent, serialised; this module only keeps it. What was not delivered when keep() is called gets a file,
+`<number>-<how many>.executions`: a CRC-32, then the bytes, written once and unlinked when it was delivered. They are not synced: what a
+killed process has written is there, what a power cut takes is the last half minute. When there is no more room the oldest batch goes, and
+is counted.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class Batch:
     path: Path | None = None
     on_its_way: bool = False
     """It is being delivered, and is not given up meanwhile: it would be both delivered and counted as lost."""
+    unwritable: bool = False
+    """The disk did not take it; it is not asked again and again."""
 
 
 class Spool:
@@ -77,24 +80,50 @@ class Spool:
         """Of what waits."""
         return self._bytes
 
-    async def append(self, count: int, data: bytes) -> None:
-        """Takes a batch of so many executions, and makes room for it."""
-        small = self._small_one(count, len(data))
-        if small is not None and small.data is not None:
-            count, data = small.count + count, small.data + data
-        batch = Batch(count, len(data), data)
-        if self._folder is not None:
-            batch.path = await asyncio.to_thread(self._write, self._folder / f"{next(self._numbers):016}-{count}.executions", data)
-        if small is not None:
-            await self.done(small)
-        if batch.path is not None and self._memory_bytes + batch.size > MAX_MEMORY_BYTES:
-            batch.data = None
+    def append(self, count: int, data: bytes) -> None:
+        """Takes a batch of so many executions, into memory, and makes room for it."""
+        newest = self._batches[-1] if self._batches else None
+        if newest is not None and newest.path is None and self._joins(newest, count, len(data)):
+            self._forget(newest)
+            count, data = newest.count + count, (newest.data or b"") + data
+        self._add(Batch(count, len(data), data))
+
+    async def keep(self) -> None:
+        """Writes down what is in memory alone: a process that is killed afterwards loses none of it."""
+        if self._folder is None:
+            return
+        for batch in [batch for batch in self._batches if batch.path is None and not batch.unwritable]:
+            if batch in self._batches:
+                await self._keep(batch, self._folder)
+
+    async def _keep(self, batch: Batch, folder: Path) -> None:
+        """Together with the one before it when both are small: else an outage of a day would leave a file for each moment of it."""
+        before = self._batches[self._batches.index(batch) - 1]
+        parts = [batch]
+        if before is not batch and before.path is not None and not batch.on_its_way and self._joins(before, batch.count, batch.size):
+            parts = [before, batch]
+        # Messages that follow each other are one message.
+        whole = Batch(sum(part.count for part in parts), sum(part.size for part in parts), b"".join(part.data or b"" for part in parts))
+        path = folder / f"{next(self._numbers):016}-{whole.count}.executions"
+        written = await asyncio.to_thread(self._write, path, whole.data or b"")
+        batch.unwritable = not written
+        if not written:
+            return
+        if parts == [batch] and batch in self._batches:
+            batch.path = path
+            self._shed(batch)
+        elif all(part in self._batches and not part.on_its_way for part in parts):
+            whole.path = path
+            self._batches.insert(self._batches.index(batch), whole)
+            self._bytes += whole.size
+            self._memory_bytes += whole.size
+            for part in parts:
+                self._forget(part)
+            if before.path is not None:
+                await asyncio.to_thread(before.path.unlink, missing_ok=True)
         else:
-            self._memory_bytes += batch.size
-        self._batches.append(batch)
-        self._bytes += batch.size
-        self._make_room()
-        self._tell()
+            # Meanwhile one was delivered, is being delivered, or had to make room.
+            path.unlink(missing_ok=True)
 
     async def wait(self) -> None:
         """Until there is something to deliver."""
@@ -131,27 +160,30 @@ class Spool:
         """Waits until nothing waits."""
         await self._idle.wait()
 
+    def _add(self, batch: Batch) -> None:
+        self._batches.append(batch)
+        self._bytes += batch.size
+        self._memory_bytes += batch.size
+        self._shed(batch)
+        self._make_room()
+        self._tell()
+
+    def _shed(self, batch: Batch) -> None:
+        """Leaves to the disk what memory has no room for."""
+        if batch.path is not None and batch.data is not None and self._memory_bytes > MAX_MEMORY_BYTES:
+            batch.data = None
+            self._memory_bytes -= batch.size
+
     def _forget(self, batch: Batch) -> None:
         self._batches.remove(batch)
         self._bytes -= batch.size
         if batch.data is not None:
             self._memory_bytes -= batch.size
 
-    def _small_one(self, count: int, size: int) -> Batch | None:
-        """The newest batch when it has room for so much: else an outage of a day would leave a file for each moment of it.
-
-        Messages that follow each other are one message.
-        """
-        newest = self._batches[-1] if len(self._batches) > 1 else None
-        if (
-            newest is None
-            or newest.on_its_way
-            or newest.data is None
-            or newest.size + size > JOIN_BYTES
-            or newest.count + count > JOIN_RECORDS
-        ):
-            return None
-        return newest
+    def _joins(self, batch: Batch, count: int, size: int) -> bool:
+        """Whether the batch has room for so much more. The oldest is left alone: it is the next one to be delivered."""
+        fits = batch.size + size <= JOIN_BYTES and batch.count + count <= JOIN_RECORDS
+        return fits and batch.data is not None and not batch.on_its_way and batch is not self._batches[0]
 
     def _tell(self) -> None:
         if self._batches:
@@ -173,16 +205,16 @@ class Spool:
             self.dropped += given_up
             log.error("executions were given up: the control plane does not take them, and there is no more room", count=given_up)
 
-    def _write(self, path: Path, data: bytes) -> Path | None:
-        """The path, or None when it could not be written: then memory has to do."""
+    def _write(self, path: Path, data: bytes) -> bool:
+        """False when it could not be written: then memory has to do."""
         try:
             path.write_bytes(zlib.crc32(data).to_bytes(CHECKSUM_BYTES) + data)
         except OSError as error:
             path.unlink(missing_ok=True)
             self._say(f"{error.strerror}: {path.parent}")
-            return None
+            return False
         self._say("")
-        return path
+        return True
 
     def _say(self, problem: str) -> None:
         """One line for each problem, not one for each batch."""

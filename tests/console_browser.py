@@ -16,7 +16,7 @@ from playwright.async_api import Browser, Page, async_playwright
 
 from pointsman.v1 import apps_pb2, releases_pb2
 from tests.clients import ControlPlane, control_plane_client
-from tests.processes import start_control_plane, start_gateway
+from tests.processes import free_address, start_control_plane, start_gateway
 from tests.sample_apps import marked
 
 SCREENSHOTS = Path(__file__).parent / "screenshots"
@@ -58,9 +58,10 @@ class Shown:
 async def shown(chromium, tmp_path_factory):
     folder = tmp_path_factory.mktemp("browser")
     async with contextlib.AsyncExitStack() as running:
-        server = await running.enter_async_context(start_control_plane(folder))
-        for name in ("east", "west"):
-            await running.enter_async_context(start_gateway(folder, server.grpc, gateway_id=name))
+        east = free_address()
+        server = await running.enter_async_context(start_control_plane(folder, "--gateway-url", f"http://{east}"))
+        await running.enter_async_context(start_gateway(folder, server.grpc, "--http", east, gateway_id="east"))
+        await running.enter_async_context(start_gateway(folder, server.grpc, gateway_id="west"))
         plane = await running.enter_async_context(control_plane_client(server))
         playwright = await running.enter_async_context(async_playwright())
         flags = ["--no-sandbox", "--disable-background-networking"]
@@ -88,7 +89,7 @@ async def accessible(page: Page) -> None:
     """No violation of level A or AA."""
     found = await Axe().run(page, options={"runOnly": {"type": "tag", "values": LEVELS}})
     told = [f"{v['id']}: {v['help']}: {[node['html'][:120] for node in v['nodes'][:3]]}" for v in found.response["violations"]]
-    assert told == []
+    assert not told, told
 
 
 async def picture(page: Page, folder: Path, name: str, *, whole: bool = True) -> None:

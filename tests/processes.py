@@ -13,6 +13,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -159,6 +160,12 @@ class Server:
         await asyncio.gather(*self._readers)
         assert done, f"{self.what} did not end within {STOP_SECONDS:g} s of {number.name}:\n{self.said()}"
         return code
+
+
+def free_address() -> str:
+    """host:port where nobody listens now, for those that must be told of each other before they start."""
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return f"127.0.0.1:{found.getsockname()[1]}"
 
 
 def _command(*arguments: str) -> list[str]:

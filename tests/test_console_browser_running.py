@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import random
 import time
 from datetime import timedelta
@@ -9,12 +11,14 @@ from datetime import timedelta
 import pytest
 from playwright.async_api import expect
 
-from pointsman.v1 import deployments_pb2
+from pointsman.v1 import apps_pb2, deployments_pb2
 from pointsman.v1 import executions_pb2 as pb
 from tests.clients import control_plane_client
 from tests.console_browser import DESCRIPTIONS, MAX_PAGE_BYTES, accessible, picture, shown, with_releases
+from tests.eventually import eventually
 from tests.executions import ran, report
 from tests.processes import start_control_plane
+from tests.sample_apps import marked
 
 __all__ = ["shown"]
 
@@ -29,9 +33,13 @@ PAGES = {
     "execution-refused": f"/apps/{APP}/executions/{{refused}}",
     "summary": f"/apps/{APP}/summary",
     "report": f"/apps/{APP}/reports/{{deployment}}",
+    "try": f"/apps/{APP}/try?environment=production",
+    "shared-environments": "/environments",
+    "environment-delete": "/environments/production",
+    "tokens-none": "/tokens",
 }
 LONG = ("executions", "executions-failed")
-KEPT_TWICE = ("execution", "summary", "executions")
+KEPT_TWICE = ("try", "execution", "summary", "executions")
 STEPS = (
     ("understand", "classify", "inference", 0.0, 0.31),
     ("look up", "order", "tool_call", 0.32, 0.1),
@@ -126,6 +134,52 @@ async def test_the_live_view_follows_with_its_filters_in_time_and_stays_bounded(
         await picture(page, tmp_path, "executions-live-light", whole=False)
         await page.get_by_role("link", name="Stop following").click()
         await expect(page.get_by_role("link", name="Follow live")).to_be_visible()
+
+
+async def test_a_trigger_is_told_as_it_goes_and_can_be_stopped(shown, tmp_path):
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def pause(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        asked.set()
+        with contextlib.suppress(ConnectionError):
+            await go_on.wait()
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}")
+            await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(pause, "127.0.0.1", 0) as server, shown.page() as page:
+        app = "slow-chat"
+        await shown.plane.apps.CreateApp(apps_pb2.CreateAppRequest(app=app))
+        config = marked("v1", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+        await shown.plane.create_release(app, "v1", config)
+        await shown.plane.deploy(app, "v1", "staging")
+        await page.goto(f"/apps/{app}/try")
+        await page.get_by_label("message").fill("hello")
+        answer = page.get_by_role("region", name="Answer")
+        for ends in ("Stop", "by itself"):
+            asked.clear()
+            await page.get_by_role("button", name="Send to staging").first.click()
+            await asyncio.wait_for(asked.wait(), 10)
+            await expect(answer.get_by_text("RUNNING").first).to_be_visible()
+            await expect(answer.get_by_text("begin / start")).to_be_visible()
+            await accessible(page)
+            if ends == "Stop":
+                await picture(page, tmp_path, "try-running-light")
+                await page.get_by_role("button", name="Stop").first.click()
+                await expect(answer.get_by_text("Stopped: the gateway cancels it.")).to_be_visible()
+            else:
+                go_on.set()
+                await expect(answer.get_by_text("SUCCEEDED after")).to_be_visible()
+                await expect(answer.get_by_label("Output")).to_contain_text('"message": "hello"')
+                await accessible(page)
+                await picture(page, tmp_path, "try-answer-light")
+
+        async def cancelled() -> bool:
+            request = pb.ListExecutionsRequest(app=app, outcome=pb.Execution.CANCELLED)
+            return len((await shown.plane.executions.ListExecutions(request)).executions) == 1
+
+        await eventually(cancelled)
 
 
 async def test_after_a_restart_nothing_is_missing(shown, tmp_path):

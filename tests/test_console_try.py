@@ -7,7 +7,6 @@ import contextlib
 import json
 import re
 import shlex
-import socket
 from functools import partial
 
 import httpx2
@@ -22,7 +21,7 @@ from pointsman.errors import InvalidField
 from tests.clients import control_plane_client
 from tests.console_app import FORM, open_site
 from tests.eventually import eventually
-from tests.processes import BIN, run, start_control_plane, start_dev, start_gateway
+from tests.processes import BIN, free_address, run, start_control_plane, start_dev, start_gateway
 from tests.sample_apps import marked
 
 SCHEMA = {
@@ -169,8 +168,7 @@ async def test_who_may_not_is_told_and_nothing_is_sent(tmp_path):
 @contextlib.asynccontextmanager
 async def running(folder):
     """A gateway, and a control plane whose console knows it, with an app live in staging and production; and a browser without scripts."""
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        there = f"127.0.0.1:{found.getsockname()[1]}"
+    there = free_address()
     async with (
         start_control_plane(folder, "--gateway-url", f"http://{there}") as plane,
         start_gateway(folder, plane.grpc, "--http", there),

@@ -21,6 +21,8 @@ from pointsman.errors import ExecutionNotFound, InvalidField, Violation
 
 DEFAULT_WINDOW = timedelta(hours=1)
 MAX_FAILED_EXECUTIONS = 500
+# By how much a gateway's clock may be behind.
+MAX_CLOCK_SKEW = timedelta(minutes=10)
 # More than any installation has: a summary tells of each whether it is live.
 MAX_BINDINGS = 100_000
 
@@ -118,7 +120,14 @@ class Executions:
     async def rollback_report(self, deployment_id: str) -> RollbackReport:
         """Of what the deployment made live, or, when it is a rollback, of what it ended. Raises InvalidField."""
         deployment, replaced = await self._store.read(lambda tx: _judged(tx, deployment_id))
-        wanted = Wanted(app=deployment.app, environment=deployment.environment, release=deployment.release, revision=deployment.revision)
+        wanted = Wanted(
+            app=deployment.app,
+            environment=deployment.environment,
+            release=deployment.release,
+            revision=deployment.revision,
+            # Nothing ran at a revision before there was one, so the rest of the record need not be looked through.
+            since=to_micros(deployment.create_time - MAX_CLOCK_SKEW),
+        )
         late_after = None if replaced is None else to_micros(replaced.create_time)
         uses = await self._executions.uses(wanted, late_after=late_after)
         only_failed = dataclasses.replace(wanted, outcome=int(Outcome.FAILED))

@@ -26,7 +26,7 @@ WRITER_CACHE_KIB = 64 * 1024
 # Of log: pages that change again and again reach the file once in so many.
 CHECKPOINT_PAGES = 8_000
 # A filter that more pass is not the one that finds the wanted ones quickest.
-FEW = 1_000
+FEW = 5_000
 
 _BY_TIME = "executions e INDEXED BY executions_by_time"
 _MARKS = f"({', '.join('?' * len(COLUMNS))})"

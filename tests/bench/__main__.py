@@ -10,7 +10,19 @@ import importlib
 import resource
 import sys
 
-NAMES = ("startup", "coldstart", "deploys", "live", "storage", "executions", "fanout", "spreading", "engine")
+NAMES = (
+    "startup",
+    "coldstart",
+    "deploys",
+    "live",
+    "storage",
+    "executions",
+    "recording",
+    "console",
+    "fanout",
+    "spreading",
+    "engine",
+)
 
 MAX_FILES = 20_000
 

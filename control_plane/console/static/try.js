@@ -34,13 +34,15 @@ async function follow(response) {
 
 for (const form of document.querySelectorAll("form[data-try]")) {
   const stop = form.querySelector("[data-stop]");
+  const send = form.querySelector(".primary");
   stop.addEventListener("click", () => running && running.abort());
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     if (running) return;
     running = new AbortController();
     stop.hidden = false;
-    form.setAttribute("aria-busy", "true");
+    stop.focus();
+    send.disabled = true;
     tell("Sent.");
     try {
       const body = new URLSearchParams(new FormData(form));
@@ -52,8 +54,9 @@ for (const form of document.querySelectorAll("form[data-try]")) {
       tell(running.signal.aborted ? "Stopped: the gateway cancels it." : "The connection to the console broke; look at the executions for what became of it.");
     } finally {
       running = null;
+      send.disabled = false;
+      if (document.activeElement === stop) send.focus();
       stop.hidden = true;
-      form.removeAttribute("aria-busy");
     }
   });
 }

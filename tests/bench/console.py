@@ -1,0 +1,38 @@
+"""Server time and weight of every page of the console, with 1,000 releases, 50 environments, 500 gateways and a million executions."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from tests.bench.table import Row, milliseconds
+from tests.full_site import MAX_PAGE_BYTES, MAX_SECONDS, PAGES, full_site
+
+EXECUTIONS = 1_000_000
+ROUNDS = 11
+
+
+async def rows() -> list[Row]:
+    """One for each page, then the slowest and the largest."""
+    found: list[Row] = []
+    seconds: dict[str, float] = {}
+    sizes: dict[str, int] = {}
+    with tempfile.TemporaryDirectory() as name:
+        async with full_site(Path(name), EXECUTIONS) as (site, ids):
+            for path in PAGES:
+                took = []
+                for _ in range(ROUNDS):
+                    started = time.perf_counter()
+                    response = await site.http.get(path.format(**ids))
+                    took.append(time.perf_counter() - started)
+                    assert response.status_code == 200, path
+                seconds[path], sizes[path] = statistics.median(took), len(response.content)
+                found.append(Row(path, milliseconds(seconds[path]), f"{sizes[path]:,} bytes"))
+    slowest, largest = max(seconds, key=lambda p: seconds[p]), max(sizes, key=lambda p: sizes[p])
+    return [
+        *found,
+        Row(f"the slowest, {slowest}", milliseconds(seconds[slowest]), bound=f"at most {milliseconds(MAX_SECONDS)}"),
+        Row(f"the largest, {largest}", f"{sizes[largest]:,} bytes", bound=f"at most {MAX_PAGE_BYTES:,} bytes"),
+    ]

@@ -1,0 +1,138 @@
+"""A console over a store that is full, and the pages that it is measured by: in a test with fewer executions, in the benchmark with a million."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from control_plane.execution_model import Execution, Outcome, Report
+from control_plane.model import Identity, Role
+from control_plane.service.environments import EnvironmentChange
+from control_plane.service.tokens import NewToken
+from pointsman.v1 import executions_pb2 as pb
+from tests.console_app import ANN, Site, open_site
+from tests.sample_apps import marked
+
+RELEASES, ENVIRONMENTS, GATEWAYS, TOKENS = 1000, 50, 500, 200
+MAX_SECONDS = 0.1
+MAX_PAGE_BYTES = 150_000
+BATCH = 1000
+# So that the last hour has 100,000 of them.
+BETWEEN_MICROS = 36_000
+PAGES = (
+    "/apps",
+    "/apps/shop/releases",
+    "/apps/shop/releases?q=v99",
+    "/apps/shop/releases?q=nothing-like-it",
+    "/apps/shop/releases/v999",
+    "/apps/shop/compare?from=v1&to=v999",
+    "/apps/shop/new-release",
+    "/apps/shop/environments",
+    "/apps/shop/environments/staging",
+    "/apps/shop/deploy",
+    "/apps/shop/deploy?release=v1&environment=staging",
+    "/apps/shop/promote?from=staging&to=production",
+    "/apps/shop/rollback?environment=staging",
+    "/apps/shop/draft",
+    "/apps/shop/executions",
+    "/apps/shop/executions?environment=staging&errors=yes",
+    "/apps/shop/executions?outcome=FAILED&gateway_id=gateway-3&min_duration=200ms",
+    "/apps/shop/executions?release=v48&endpoint=chat&since=10m",
+    "/apps/shop/executions?release=none-like-it",
+    "/apps/shop/executions/{execution}",
+    "/apps/shop/summary",
+    "/apps/shop/summary?environment=staging",
+    "/apps/shop/reports/{deployment}",
+    "/apps/shop/try",
+    "/environments",
+    "/environments/staging",
+    "/tokens",
+    "/tokens/{token}",
+    "/gateways",
+    "/gateways?gateway=gateway-3",
+)
+
+
+@contextlib.asynccontextmanager
+async def full_site(folder: Path, executions: int) -> AsyncIterator[tuple[Site, dict[str, str]]]:
+    """The site, signed in as an admin, and the ids that PAGES name."""
+    async with open_site(folder, "http://127.0.0.1:9") as site, contextlib.AsyncExitStack() as connected:
+        for number in range(RELEASES):
+            await site.release("shop", f"v{number}", description="What is in it, in a few words.")
+        for number in range(ENVIRONMENTS - 3):
+            await site.parts.environments.create(f"test-{number}", EnvironmentChange(description=""), ANN)
+            await site.deploy("shop", f"v{number}", f"test-{number}")
+        for number in range(50):
+            await site.deploy("shop", f"v{number}", "staging", reason="tried by hand")
+        await site.draft("shop", "next", tools=marked("x", "http://127.0.0.1:1/")["tools"])
+        secrets = [await site.parts.tokens.create(NewToken(name=f"t{number}", role=Role.ADMIN), ANN) for number in range(TOKENS)]
+        await site.parts.hub.refresh()
+        watcher = await connected.enter_async_context(site.parts.hub.watcher(60.0))
+        for number in range(GATEWAYS):
+            connected.enter_context(
+                site.parts.gateways.connected(identity(number), watcher, revision=site.parts.hub.revision - number % 2, held=())
+            )
+        binding = await site.parts.binding("shop", "staging")
+        assert binding is not None
+        assert binding.deployment is not None
+        newest = await _run(site, executions, binding.revision)
+        await site.send("/sign-in", token=secrets[0][1])
+        yield site, {"execution": str(newest), "deployment": binding.deployment.deployment_id, "token": secrets[1][0].token_id}
+
+
+def identity(number: int) -> Identity:
+    """Of one of many gateways."""
+    return Identity(
+        gateway_id=f"gateway-{number}",
+        instance_id=f"0193a1b2-0000-7000-8000-{number:012}",
+        version="0.1.0",
+        apps=frozenset(),
+        environments=frozenset(),
+        peer="ipv4:127.0.0.1:50000",
+    )
+
+
+async def _run(site: Site, count: int, revision: int) -> uuid.UUID:
+    """So many executions, the newest of now, on the releases that were live one after the other; the newest one's id."""
+    chance, now = random.Random(2), time.time_ns() // 1000
+    batch: list[Execution] = []
+    for first in range(0, count, BATCH):
+        batch = [_execution(chance, number, count, now, revision) for number in range(first, first + BATCH)]
+        await site.kept.record(Report(gateway_id="gateway-1", instance_id="bench", executions=batch), now)
+    return uuid.UUID(bytes=batch[-1].execution_id)
+
+
+def _execution(chance: random.Random, number: int, count: int, now: int, revision: int) -> Execution:
+    began = now - (count - number) * BETWEEN_MICROS
+    failed = chance.random() < 0.01
+    detail = pb.Execution()
+    for name in ("read", "think", "answer"):
+        step = detail.steps.add(stage="main", name=name, kind="transform", outcome=pb.Execution.StepExecution.SUCCEEDED, attempts=1)
+        step.start_time.FromMicroseconds(began)
+        step.duration.FromMilliseconds(4)
+    # The last ten thousand are of the live release, those before it of the one before.
+    is_new = count - number <= 10_000
+    return Execution(
+        execution_id=(began // 1000 << 80 | chance.getrandbits(76)).to_bytes(16),
+        app="shop",
+        environment="production" if chance.random() < 0.2 else "staging",
+        endpoint=chance.choice(("chat", "talk", "find")),
+        release="v49" if is_new else "v48",
+        digest="sha256:" + "0" * 64,
+        revision=revision if is_new else revision - 1,
+        gateway_id=f"gateway-{chance.randrange(GATEWAYS)}",
+        start_time=began,
+        duration=int(chance.lognormvariate(10, 1)),
+        outcome=Outcome.FAILED if failed else Outcome.SUCCEEDED,
+        error_reason="STEP_FAILED" if failed else "",
+        error_message="it broke" if failed else "",
+        token_id="",
+        trace_id="",
+        input_tokens=10,
+        output_tokens=20,
+        detail=detail.SerializeToString(),
+    )
