@@ -45,6 +45,7 @@ class SimulatedGateway:
         self.flipped_at: dict[int, float] = {}
         self.prepared: list[str] = []
         self.moved = False
+        self.connected_now = False
         self.on_update: Callable[[pb.SyncResponse.Update], None] = lambda _update: None
         self._held: list[str] = []
         self._refuse = refuse
@@ -81,6 +82,12 @@ class SimulatedGateway:
         stub = gateways_pb2_grpc.GatewayServiceStub(channel)
         call = stub.Sync()
         await call.write(pb.SyncRequest(hello=hello))
+        try:
+            await self._converse(stub, call)
+        finally:
+            self.connected_now = False
+
+    async def _converse(self, stub: gateways_pb2_grpc.GatewayServiceAsyncStub, call: Any) -> None:
         async for message in call:
             if self._fetch and message.HasField("prepare"):
                 await self._fetch_all(stub, {target.digest for target in message.prepare.targets})
@@ -140,6 +147,8 @@ class SimulatedGateway:
         for binding in update.bindings:
             assert binding.revision > self.revision
             self.bindings[binding.app, binding.environment] = binding.release
+        if update.synced:
+            self.connected_now = True
         self.flipped_at[update.revision] = time.monotonic()
         self.history.append(update.revision)
         self.on_update(update)
