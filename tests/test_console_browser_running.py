@@ -38,7 +38,7 @@ PAGES = {
     "environment-delete": "/environments/production",
     "tokens-none": "/tokens",
 }
-LONG = ("executions", "executions-failed")
+LONG = ("executions", "executions-failed", "report")
 KEPT_TWICE = ("try", "execution", "summary", "executions")
 STEPS = (
     ("understand", "classify", "inference", 0.0, 0.31),
@@ -180,6 +180,19 @@ async def test_a_trigger_is_told_as_it_goes_and_can_be_stopped(shown, tmp_path):
             return len((await shown.plane.executions.ListExecutions(request)).executions) == 1
 
         await eventually(cancelled)
+
+
+async def test_without_scripts_a_trigger_is_answered_with_the_page(shown, looks):
+    async with shown.page(java_script_enabled=False) as page:
+        await page.goto(f"/apps/{APP}/environments/production")
+        await page.get_by_role("link", name="Try it").last.click()
+        await page.get_by_label("message").fill("hello")
+        await page.get_by_role("button", name="Send to production").first.click()
+        answer = page.get_by_role("region", name="Answer")
+        await expect(answer.get_by_text("SUCCEEDED after")).to_be_visible()
+        await expect(answer.get_by_label("Output")).to_contain_text('"last": "v1.2.0"')
+        await page.goto(f"/apps/{APP}/executions?live=yes")
+        await expect(page.get_by_role("status")).to_contain_text("Following needs scripts")
 
 
 async def test_after_a_restart_nothing_is_missing(shown, tmp_path):
