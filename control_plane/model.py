@@ -131,6 +131,14 @@ class Deployment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unbinding:
+    """A binding was removed, with its environment."""
+
+    revision: int
+    unbind_time: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Binding:
     """(app, environment) -> the deployment that is live there since `revision`; `deployment` is None when the binding is gone."""
 

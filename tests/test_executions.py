@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -13,6 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from control_plane.execution_model import Report, Wanted
 from control_plane.sweeper import SLICE_ROWS, Sweeper
 from control_plane.tail import RING_EXECUTIONS, Tail
+from pointsman.v1 import environments_pb2
 from pointsman.v1 import executions_pb2 as pb
 from tests.clients import control_plane_client, refused
 from tests.eventually import eventually
@@ -221,6 +223,43 @@ async def test_a_rollback_report_tells_what_the_bad_release_did(stack):
     assert [e.execution_id for e in found.failed_executions] == [failed.execution_id]
     unknown = await refused(told(str(uuid.uuid4())))
     assert (unknown.reason, unknown.violations) == ("INVALID_FIELD", ("deployment_id",))
+
+
+async def test_the_report_of_what_a_deleted_environment_ran_ends_with_it(stack):
+    plane, place = stack.plane, f"e-{uuid.uuid4().hex[:8]}"
+    app = await plane.create_app(v1=marked("v1"), v2=marked("v2"))
+    await plane.environments.CreateEnvironment(environments_pb2.CreateEnvironmentRequest(environment=place))
+    first = (await plane.deploy(app, "v1", place)).deployment
+    bad = (await plane.deploy(app, "v2", place)).deployment
+    await report(plane, ran(app, "v2", environment=place, revision=bad.revision), ran(app, environment=place, revision=first.revision))
+    before = datetime.now(UTC)
+    await plane.environments.DeleteEnvironment(environments_pb2.DeleteEnvironmentRequest(environment=place, force=True))
+    await report(plane, ran(app, "v2", environment=place, revision=bad.revision, ago=-5))
+
+    async def told(deployment: Any) -> pb.GetRollbackReportResponse:
+        return await plane.executions.GetRollbackReport(pb.GetRollbackReportRequest(deployment_id=deployment.deployment_id))
+
+    found = await told(bad)
+    assert (found.executions, found.begun_after_replacement, found.replaced_by) == (2, 1, "")
+    assert before <= found.replace_time.ToDatetime(UTC) <= datetime.now(UTC)
+    assert found.replace_revision > bad.revision
+    # Made again it is another one: what is live there now did not replace what was.
+    await plane.environments.CreateEnvironment(environments_pb2.CreateEnvironmentRequest(environment=place))
+    await plane.deploy(app, "v1", place)
+    assert await told(bad) == found
+    assert (await told(first)).replaced_by == bad.deployment_id
+
+
+async def test_environments_that_callers_make_up_are_kept_as_one(stack):
+    plane, app = stack.plane, an_app()
+    made_up = [ran(app, release="", outcome="REFUSED", environment=f"made-up-{number}") for number in range(3)]
+    real = [ran(app, release="", outcome="REFUSED", environment="staging"), ran(app, environment="gone-since")]
+    await report(plane, *made_up, *real)
+    found = (await plane.executions.ListExecutions(pb.ListExecutionsRequest(app=app))).executions
+    assert {e.execution_id: e.environment for e in found} == {
+        **{e.execution_id: "" for e in made_up},
+        **{e.execution_id: e.environment for e in real},
+    }
 
 
 async def test_what_is_old_or_too_much_is_swept_away(kept, tmp_path):

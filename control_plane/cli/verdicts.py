@@ -116,13 +116,14 @@ def rollback_report(deployment_id: str, server: str | None, output: str) -> None
 
 
 def _tell_report(found: Any) -> None:
-    until = f"{when(found.replace_time)} UTC (revision {found.replace_revision})" if found.replaced_by else "now: it is live"
+    until = f"{when(found.replace_time)} UTC (revision {found.replace_revision})" if found.replace_revision else "now: it is live"
+    gone = found.replace_revision and not found.replaced_by
     click.echo(
         f"{found.release} of {found.app} in {found.environment}, from {when(found.live_time)} UTC (revision {found.revision}) to {until}"
     )
     click.echo(f"{found.executions} ran on it, {found.failed} failed")
-    if found.replaced_by:
-        click.echo(f"{found.begun_after_replacement} began after it was replaced")
+    if found.replace_revision:
+        click.echo(f"{found.begun_after_replacement} began after {'its environment was deleted' if gone else 'it was replaced'}")
     click.echo()
     rows = [(use.gateway_id, str(use.executions), str(use.failed), _precisely(use.last_time)) for use in found.gateways]
     table(("GATEWAY", "RAN", "FAILED", "LAST BEGAN (UTC)"), rows, "No gateway ran it.")

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -32,6 +33,8 @@ MICROS = 1_000_000
 # 0001-01-01 and 9999-12-31, as the JSON mapping of Timestamp has it.
 TIMESTAMP_SECONDS = range(-62_135_596_800, 253_402_300_800)
 MAX_DURATION_SECONDS = 315_576_000_000
+# Each has a column, or says by whom it was reported, which a column has.
+_IN_COLUMNS: tuple[Any, ...] = tuple(name for name in pb.Execution.DESCRIPTOR.fields_by_name if name not in ("steps", "input", "output"))
 _OUTCOMES = {int(outcome) for outcome in model.Outcome}
 
 
@@ -107,9 +110,7 @@ async def report_of(request: pb.ReportExecutionsRequest) -> Report:
 
 def _violations(message: pb.Execution) -> Iterator[tuple[str, str]]:
     """What would make it impossible to store or to show."""
-    try:
-        uuid.UUID(message.execution_id)
-    except ValueError:
+    if _id_of(message.execution_id) is None:
         yield "execution_id", f"{message.execution_id[:64]!r} is not a UUID"
     if message.outcome not in _OUTCOMES:
         yield "outcome", f"{message.outcome} is none of {', '.join(model.Outcome.__members__)}"
@@ -119,12 +120,20 @@ def _violations(message: pb.Execution) -> Iterator[tuple[str, str]]:
         yield "duration", "is negative, or beyond all bounds"
 
 
+def _id_of(text: str) -> bytes | None:
+    """A UUID's bytes; uuid.UUID takes ten times as long."""
+    try:
+        found = bytes.fromhex(text.replace("-", ""))
+    except ValueError:
+        return None
+    return found if len(found) == 16 else None
+
+
 def _reported(message: pb.Execution, gateway_id: str) -> model.Execution:
-    """For whom a gateway speaks is not its own choice."""
+    """For whom a gateway speaks is not its own choice. Takes the message apart: what is left of it is the detail."""
     start, took = message.start_time, message.duration
-    detail = pb.Execution(steps=message.steps, input=message.input, output=message.output)
-    return model.Execution(
-        execution_id=uuid.UUID(message.execution_id).bytes,
+    found = model.Execution(
+        execution_id=_id_of(message.execution_id) or b"",
         app=_text(message.app),
         environment=_text(message.environment),
         endpoint=_text(message.endpoint),
@@ -141,8 +150,10 @@ def _reported(message: pb.Execution, gateway_id: str) -> model.Execution:
         trace_id=_text(message.trace_id),
         input_tokens=message.input_tokens,
         output_tokens=message.output_tokens,
-        detail=detail.SerializeToString(),
     )
+    for name in _IN_COLUMNS:
+        message.ClearField(name)
+    return msgspec.structs.replace(found, detail=message.SerializeToString())
 
 
 def _text(text: str) -> str:
@@ -230,7 +241,8 @@ def _all(figures: Figures) -> int:
 
 
 def _rollback_report(found: RollbackReport) -> pb.GetRollbackReportResponse:
-    deployment, replaced, uses = found.deployment, found.replaced, found.uses
+    deployment, replaced, unbound, uses = found.deployment, found.replaced, found.unbound, found.uses
+    ended = (replaced.create_time, replaced.revision) if replaced else (unbound.unbind_time, unbound.revision) if unbound else None
     return pb.GetRollbackReportResponse(
         app=deployment.app,
         environment=deployment.environment,
@@ -239,8 +251,8 @@ def _rollback_report(found: RollbackReport) -> pb.GetRollbackReportResponse:
         live_time=convert.timestamp(deployment.create_time),
         revision=deployment.revision,
         replaced_by=replaced.deployment_id if replaced else "",
-        replace_time=convert.timestamp(replaced.create_time) if replaced else None,
-        replace_revision=replaced.revision if replaced else 0,
+        replace_time=convert.timestamp(ended[0]) if ended else None,
+        replace_revision=ended[1] if ended else 0,
         gateways=_uses(uses),
         executions=sum(use.executions for use in uses),
         failed=sum(use.failed for use in uses),

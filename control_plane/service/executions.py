@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+import msgspec
+
 from control_plane.execution_model import Execution, Figures, Outcome, Report, Use, Wanted
-from control_plane.model import Action, Deployment
+from control_plane.model import Action, Deployment, Unbinding
 from control_plane.service.calls import Clock
 from control_plane.service.paging import Page, PageRequest
 from control_plane.storage.base import ExecutionStore, ReadTransaction, Store
@@ -48,10 +50,11 @@ class Summaries:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RollbackReport:
-    """What the release of a deployment did; `replaced` is None while it is live."""
+    """What the release of a deployment did. While it is live, `replaced` and `unbound` are None; at most one of them is not."""
 
     deployment: Deployment
     replaced: Deployment | None
+    unbound: Unbinding | None
     uses: list[Use]
     failed: list[Execution]
 
@@ -66,7 +69,14 @@ class Executions:
         self._clock = clock
 
     async def report(self, report: Report) -> int:
-        """Stores what is new, tells who follows, and says how many that were."""
+        """Stores what is new, tells who follows, and says how many that were.
+
+        Environments that callers made up become one without a name: each would be kept as many executions of as of a real one.
+        """
+        asked = {execution.environment for execution in report.executions if not execution.release and execution.environment}
+        made_up = await self._store.read(lambda tx: _unknown(tx, asked)) if asked else set()
+        if made_up:
+            report = dataclasses.replace(report, executions=[_nowhere(one, made_up) for one in report.executions])
         new = await self._executions.record(report, to_micros(self._clock()))
         self._tail.publish(new)
         return len(new)
@@ -119,7 +129,7 @@ class Executions:
 
     async def rollback_report(self, deployment_id: str) -> RollbackReport:
         """Of what the deployment made live, or, when it is a rollback, of what it ended. Raises InvalidField."""
-        deployment, replaced = await self._store.read(lambda tx: _judged(tx, deployment_id))
+        deployment, replaced, unbound = await self._store.read(lambda tx: _judged(tx, deployment_id))
         wanted = Wanted(
             app=deployment.app,
             environment=deployment.environment,
@@ -128,11 +138,12 @@ class Executions:
             # Nothing ran at a revision before there was one, so the rest of the record need not be looked through.
             since=to_micros(deployment.create_time - MAX_CLOCK_SKEW),
         )
-        late_after = None if replaced is None else to_micros(replaced.create_time)
+        ended = replaced.create_time if replaced else unbound.unbind_time if unbound else None
+        late_after = None if ended is None else to_micros(ended)
         uses = await self._executions.uses(wanted, late_after=late_after)
         only_failed = dataclasses.replace(wanted, outcome=int(Outcome.FAILED))
         failed = await self._executions.executions(only_failed, before=None, limit=MAX_FAILED_EXECUTIONS)
-        return RollbackReport(deployment=deployment, replaced=replaced, uses=uses, failed=failed)
+        return RollbackReport(deployment=deployment, replaced=replaced, unbound=unbound, uses=uses, failed=failed)
 
 
 def _check_window(since: int | None, until: int | None) -> None:
@@ -153,13 +164,24 @@ async def _summary(tx: ReadTransaction, figures: Figures, live: Deployment | Non
     return Summary(figures=figures, live=False, previous_release=last.previous_release if last else "")
 
 
-async def _judged(tx: ReadTransaction, deployment_id: str) -> tuple[Deployment, Deployment | None]:
-    """The deployment whose release the report is about, and the one that replaced it."""
+def _nowhere(execution: Execution, made_up: set[str]) -> Execution:
+    wrong = not execution.release and execution.environment in made_up
+    return msgspec.structs.replace(execution, environment="") if wrong else execution
+
+
+async def _unknown(tx: ReadTransaction, environments: set[str]) -> set[str]:
+    return {environment for environment in environments if await tx.environment(environment) is None}
+
+
+async def _judged(tx: ReadTransaction, deployment_id: str) -> tuple[Deployment, Deployment | None, Unbinding | None]:
+    """The deployment whose release the report is about, and what ended it: the one that replaced it, or the end of its environment."""
     found = await tx.deployment(deployment_id)
     if found is None:
         none = f"there is no deployment {deployment_id}; `pointsman history ENVIRONMENT -o json` shows the ids"
         raise InvalidField([Violation("deployment_id", none)], deployment_id=deployment_id)
-    if found.action is not Action.ROLLBACK:
-        return found, await tx.deployment_after(found)
-    ended = await tx.deployments(app=found.app, environment=found.environment, after=deployment_id, limit=1)
-    return ended[0], found
+    if found.action is Action.ROLLBACK:
+        (found,) = await tx.deployments(app=found.app, environment=found.environment, after=deployment_id, limit=1)
+    replaced, unbound = await tx.deployment_after(found), await tx.unbinding_after(found)
+    if replaced is not None and unbound is not None:
+        return (found, None, unbound) if unbound.revision < replaced.revision else (found, replaced, None)
+    return found, replaced, unbound

@@ -22,6 +22,7 @@ from control_plane.model import (
     RememberedRequest,
     StalenessPolicy,
     Token,
+    Unbinding,
 )
 
 T = TypeVar("T")
@@ -130,6 +131,9 @@ class ReadTransaction(Protocol):
 
     async def deployment_after(self, deployment: Deployment) -> Deployment | None:
         """The next entry of the history of the same binding; None for the newest."""
+
+    async def unbinding_after(self, deployment: Deployment) -> Unbinding | None:
+        """The first time after it that its binding was removed, with the environment."""
 
     async def last_deployment_of(self, app: str, environment: str, release: str) -> Deployment | None:
         """The newest entry that made this release live there."""

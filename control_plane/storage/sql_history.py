@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from control_plane.model import Binding, Deployment, Pruning, Release
+from control_plane.model import Binding, Deployment, Pruning, Release, Unbinding
 from control_plane.storage.sql import (
     _DEPLOYMENT,
     _RELEASE,
@@ -60,6 +60,15 @@ class SqlHistory(SqlTransaction):
             deployment.deployment_id,
         )
         return _deployment(row) if row else None
+
+    async def unbinding_after(self, deployment: Deployment) -> Unbinding | None:
+        rows = await self._rows(
+            "SELECT revision, unbind_time FROM unbindings WHERE app = ? AND environment = ? AND revision > ? ORDER BY revision LIMIT 1",
+            deployment.app,
+            deployment.environment,
+            deployment.revision,
+        )
+        return Unbinding(revision=rows[0][0], unbind_time=from_micros(rows[0][1])) if rows else None
 
     async def prunable_releases(self, app: str, *, keep_newest: int, keep_deployed: int, limit: int) -> list[Release]:
         rows = await self._rows(

@@ -186,7 +186,7 @@ class Execution(_message.Message):
     app: _builtins.str
     """Whose endpoint; as asked when it was refused before it was found."""
     environment: _builtins.str
-    """Where."""
+    """Where; empty when it was refused in an environment that there is not."""
     endpoint: _builtins.str
     """Path of the endpoint."""
     release: _builtins.str
@@ -754,7 +754,7 @@ class GetRollbackReportResponse(_message.Message):
     revision: _builtins.int
     """At which revision."""
     replaced_by: _builtins.str
-    """The deployment that replaced it; empty while it is live."""
+    """The deployment that replaced it; empty while it is live, and when its environment was deleted."""
     replace_revision: _builtins.int
     """At which revision; 0 while it is live."""
     executions: _builtins.int
@@ -769,7 +769,7 @@ class GetRollbackReportResponse(_message.Message):
 
     @_builtins.property
     def replace_time(self) -> _timestamp_pb2.Timestamp:
-        """When that was; absent while it is live."""
+        """When that was, or the environment was deleted; absent while it is live."""
 
     @_builtins.property
     def gateways(self) -> _containers.RepeatedCompositeFieldContainer[Global___GetRollbackReportResponse.GatewayUse]:
