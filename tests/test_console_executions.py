@@ -82,6 +82,37 @@ async def test_a_filter_that_cannot_be_read_is_told_at_its_field(site):
     assert 'value="soon"' in await site.page(f"{LIST}?min_duration=soon", 400)
 
 
+@pytest.mark.parametrize("name", ["min_duration", "since", "until", "page", "environment", "gateway_id", "release", "endpoint", "outcome"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(
+            "999999999d",
+            "999999999.999999ms",
+            "0s",
+            "0001-01-01T00:00+14:00",
+            "9999-12-31T23:59:59-14:00",
+            "0001-01-01",
+            "2026-01-31T12:00 02:00",
+        ),
+        *("2026-02-30", "-1s", "1e9s", "''", "%", "x" * 2000, "\0", "\u2028", "\U0001f600", "../..", "1" * 400, "NaN", "None"),
+    ],
+)
+async def test_whatever_is_asked_for_is_answered(site, name, value):
+    for where in (LIST, "/apps/shop/summary", f"{LIST}/tail"):
+        if where == f"{LIST}/tail":
+            site.parts.tail.close()
+        answer = await site.http.get(where, params={name: value})
+        assert answer.status_code in (200, 400), (where, answer.text)
+
+
+async def test_a_step_of_a_newer_gateway_is_shown_too(site):
+    one = ran("shop")
+    one.steps[0].outcome = 99
+    await site.ran(one)
+    assert ">99</span>" in await site.page(f"{LIST}/{one.execution_id}")
+
+
 async def test_pages_hold_together_while_more_comes_in(site):
     early = [ran("shop", ago=1000 - number) for number in range(120)]
     await site.ran(*early)

@@ -98,7 +98,8 @@ async def test_it_is_made_with_all_its_limits_and_its_secret_shown_once(site, ad
         ({"burst": "3"}, "give those too"),
         ({"burst": "x"}, "'x' is not a whole number"),
         ({"expires_in": "soon"}, "'soon' is not a duration"),
-        ({"expires_in": "999999999d"}, "is too long"),
+        ({"expires_in": "999999999d"}, "is more than 36,500 days"),
+        ({"expires_in": "1d", "made": "9" * 18}, "is no moment"),
     ],
 )
 async def test_mistakes_are_told_and_nothing_typed_is_lost(site, admin, fields, told):

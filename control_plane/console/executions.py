@@ -35,6 +35,9 @@ DAY_MICROS = 86_400_000_000
 MAX_SHOWN_STEPS = 200
 
 
+_STEP_OUTCOMES = {number: name for name, number in pb.Execution.StepExecution.Outcome.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class Drawn:
     """A step, and where its bar begins and how long it is, in percent of the whole; None when it never began."""
@@ -175,7 +178,8 @@ def _command(app: str, typed: Mapping[str, str]) -> str:
 
 def _drawn(one: Execution, step: pb.Execution.StepExecution) -> Drawn:
     took = step.duration.ToMicroseconds()
-    outcome = pb.Execution.StepExecution.Outcome.Name(step.outcome)
+    # A newer gateway may know more of them.
+    outcome = _STEP_OUTCOMES.get(step.outcome, str(step.outcome))
     if not step.HasField("start_time"):
         return Drawn(step, outcome, took, None)
     whole = max(one.duration, 1)

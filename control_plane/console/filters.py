@@ -14,6 +14,7 @@ from pointsman.v1.executions_pb2 import Execution, ListExecutionsRequest
 
 FIELDS = ("environment", "release", "endpoint", "outcome", "gateway_id", "error_reason", "min_duration", "since", "until")
 OUTCOMES = tuple(outcome.name for outcome in Outcome)
+MAX_SECONDS = 36_500 * 86_400
 _LENGTH = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?) ?(ms|s|m|h|d)")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -64,7 +65,10 @@ def seconds_of(field: str, text: str) -> float:
     found = _LENGTH.fullmatch(text)
     if not found:
         raise InvalidField([Violation(field, f"{text[:40]!r} is not a duration such as 500ms, 2s, 15m, 1h or 7d")])
-    return float(found[1]) * _UNITS[found[2]]
+    seconds = float(found[1]) * _UNITS[found[2]]
+    if seconds > MAX_SECONDS:
+        raise InvalidField([Violation(field, f"{text[:40]!r} is more than {MAX_SECONDS // 86400:,} days")])
+    return seconds
 
 
 def _moment(field: str, text: str, now: datetime) -> int | None:
@@ -72,13 +76,12 @@ def _moment(field: str, text: str, now: datetime) -> int | None:
     if not text:
         return None
     if _LENGTH.fullmatch(text):
-        # Nothing is on record from before 1970.
-        seconds = min(seconds_of(field, text), now.timestamp())
-        return to_micros(now - timedelta(seconds=seconds))
+        return to_micros(now - timedelta(seconds=seconds_of(field, text)))
     try:
         # A plus sign of a link that was not escaped arrives as a space.
         found = datetime.fromisoformat(re.sub(r" (\d\d:\d\d)$", r"+\1", text) if "T" in text else text)
-    except ValueError:
+        found = found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+    except (ValueError, OverflowError):
         how = f"{text[:40]!r} is no time: write how long ago, such as 15m or 2h, or a moment, such as 2026-01-31T12:00 (UTC)"
         raise InvalidField([Violation(field, how)]) from None
-    return to_micros(found if found.tzinfo else found.replace(tzinfo=UTC))
+    return to_micros(found)

@@ -144,11 +144,13 @@ def _wanted(visit: Visit) -> tuple[NewToken, pb.CreateTokenRequest]:
 
 
 def _later(made: int, seconds: float) -> datetime:
-    """Raises InvalidField when it is beyond what a calendar has."""
+    """Raises InvalidField when it is beyond every calendar."""
     try:
         return datetime.fromtimestamp(made, UTC) + timedelta(seconds=seconds)
-    except (OverflowError, ValueError) as error:
-        raise InvalidField([Violation("expires_in", "is too long; leave it empty for a token that never expires")]) from error
+    except (OverflowError, OSError, ValueError) as error:
+        raise InvalidField(
+            [Violation("expires_in", f"is no moment that a calendar has, counted from {made}; load the page again")]
+        ) from error
 
 
 def _words(text: str) -> tuple[str, ...]:
