@@ -175,6 +175,49 @@ async def test_one_that_beats_no_more_is_not_waited_for(postgres_server, databas
         await a.counts(1)
 
 
+async def test_one_that_is_killed_is_waited_for_no_longer_than_a_connection_takes_to_come_back(url, monkeypatch):
+    # So long ago that nobody takes it for a server that has just come back.
+    monkeypatch.setattr(postgres_peers, "GONE_SECONDS", 60)
+    async with replicas(url, 3) as (a, b, _c):
+        a.peers._listening_since -= 60
+        b.waits.clear()
+        asking = asyncio.create_task(a.ask(seconds=60))
+        await eventually(lambda: b.asked)
+        # As a process that dies: its connections close, and nobody says a word.
+        await _die(b.peers)
+        died = time.monotonic()
+        replies = await asking
+        assert ([answer.members for answer in replies.answers], replies.silent) == ([2], [])
+        assert time.monotonic() - died < postgres_peers.DEAF_SECONDS + 1
+        await a.counts(2)
+
+
+async def _die(peers):
+    for task in list(peers._tasks):
+        task.cancel()
+    await asyncio.gather(*peers._tasks, return_exceptions=True)
+
+
+async def test_one_that_listens_again_in_time_was_never_gone(postgres_server, database, url):
+    async with replicas(url, 3) as (a, b, _c):
+        a.peers._listening_since -= 60
+        seen = set()
+        for _ in range(5):
+            # Its listening connection alone.
+            (pid,) = postgres_server.execute(f"SELECT backend_pid FROM replicas WHERE address = '{b.peers.address}'", database)[0]
+            postgres_server.execute(f"SELECT pg_terminate_backend({pid})", database)
+
+            def listens_again(pid=pid):
+                seen.add(len(a.peers.others))
+                return postgres_server.execute(f"SELECT backend_pid <> {pid} FROM replicas WHERE address = '{b.peers.address}'", database)[
+                    0
+                ][0]
+
+            await eventually(listens_again)
+            await a.counts(1, 2)
+        assert seen == {2}
+
+
 async def test_one_that_leaves_is_not_waited_for_at_all(url):
     async with replicas(url, 3) as (a, b, _c):
         b.waits.clear()

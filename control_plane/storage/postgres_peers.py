@@ -37,17 +37,24 @@ from control_plane.storage.postgres_letters import (
 from pointsman.errors import StoreUnavailable
 
 BEAT_SECONDS = 1.0
+# While somebody waits for an answer.
+WAITING_BEAT_SECONDS = 0.25
 GONE_SECONDS = 3.0
+# For one that listens no more: so long it may take to listen again after its connection broke.
+DEAF_SECONDS = 1.5
 # How long an answer may travel after the time that was granted to those who give it.
 LATE_SECONDS = 1.0
 JOIN_SECONDS = 10.0
 SWEEP_SECONDS = 20.0
 
+# Those of older versions do not say what their backend is.
 _BEAT = """WITH beat AS (
-    INSERT INTO replicas (replica_id, address) VALUES (%s, %s)
-    ON CONFLICT (replica_id) DO UPDATE SET address = excluded.address, beat_time = now()
+    INSERT INTO replicas (replica_id, address, backend_pid) VALUES (%s, %s, pg_backend_pid())
+    ON CONFLICT (replica_id) DO UPDATE SET address = excluded.address, backend_pid = excluded.backend_pid, beat_time = now()
 )
-SELECT replica_id, address, beat_time > now() - make_interval(secs => %s) FROM replicas WHERE replica_id <> %s ORDER BY address"""
+SELECT replica_id, address, beat_time > now() - make_interval(secs => CASE
+    WHEN backend_pid IS NULL OR EXISTS (SELECT FROM pg_stat_get_activity(backend_pid)) THEN %s ELSE %s END)
+FROM replicas WHERE replica_id <> %s ORDER BY address"""
 _SWEEP = """WITH gone AS (DELETE FROM replicas WHERE beat_time < now() - interval '1 minute')
 DELETE FROM replica_messages WHERE create_time < now() - interval '1 minute'"""
 
@@ -209,7 +216,9 @@ class PostgresPeers:
 
     async def _beat(self, connection: psycopg.AsyncConnection[Any]) -> None:
         """Tells that this one lives, and learns who else does."""
-        cursor = await ask(connection, _BEAT, [self._replica_id, self.address, GONE_SECONDS, self._replica_id])
+        # After a restart of the server nobody listens for a moment.
+        deaf_seconds = DEAF_SECONDS if time.monotonic() > self._listening_since + GONE_SECONDS else GONE_SECONDS
+        cursor = await ask(connection, _BEAT, [self._replica_id, self.address, GONE_SECONDS, deaf_seconds, self._replica_id])
         rows = {str(replica_id): (address, lives) for replica_id, address, lives in await cursor.fetchall()}
         members = {replica_id: address for replica_id, (address, lives) in rows.items() if lives}
         now = time.monotonic()
@@ -241,13 +250,18 @@ class PostgresPeers:
 
     async def _hear(self, connection: psycopg.AsyncConnection[Any]) -> None:
         """Until the next beat is due, or somebody came or left."""
-        deadline, changed = time.monotonic() + BEAT_SECONDS, False
-        while not changed and (seconds := deadline - time.monotonic()) > 0:
+        began, changed = time.monotonic(), False
+        # What is asked here is heard here as well, so a wait that begins is known at once.
+        while not changed and (seconds := began + self._beat_seconds - time.monotonic()) > 0:
             async for note in connection.notifies(timeout=seconds, stop_after=1):
                 if is_in_a_row(note.payload):
                     self._spawn(self._pick_up(note.payload))
                 else:
                     changed |= self._take(note.payload)
+
+    @property
+    def _beat_seconds(self) -> float:
+        return WAITING_BEAT_SECONDS if self._inquiries else BEAT_SECONDS
 
     async def _pick_up(self, payload: str) -> None:
         try:

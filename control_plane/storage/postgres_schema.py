@@ -121,6 +121,9 @@ _REPLICAS: Statements = (
     )""",
 )
 
+# The server process behind the connection on which a replica listens: one that is gone tells sooner than a beat that does not come.
+_BACKENDS: Statements = ("ALTER TABLE replicas ADD COLUMN backend_pid INTEGER",)
+
 _STALENESS: Statements = (
     """CREATE TABLE staleness_policies (
         environment TEXT COLLATE "C" PRIMARY KEY,
@@ -283,6 +286,7 @@ STEPS: tuple[tuple[str, Statements], ...] = (
     ("prunings", _PRUNINGS),
     ("executions", _EXECUTIONS),
     ("tokens", _TOKENS),
+    ("replica_backends", _BACKENDS),
 )
 
 
