@@ -70,6 +70,11 @@ class Gateway:
         """How many triggers run now, or wait for their turn."""
         return self._in_flight
 
+    @property
+    def waiting(self) -> int:
+        """How many of them wait for their turn."""
+        return self._limits.waiting
+
     async def trigger(self, asked: Asked, emit: Emit | None = None) -> Answer:
         """Runs one endpoint, wholly on one release. A caller that is cancelled leaves no step running.
 

@@ -44,6 +44,11 @@ class Limits:
     def __init__(self) -> None:
         self._lines: dict[Key, _Line] = {}
 
+    @property
+    def waiting(self) -> int:
+        """How many triggers wait for their turn."""
+        return sum(len(line.waiting) for line in self._lines.values())
+
     @contextlib.asynccontextmanager
     async def turn(self, endpoint: LoadedEndpoint, app: str, environment: str, deadline: float) -> AsyncIterator[None]:
         """Inside, the trigger is one of the endpoint's max_concurrency. `deadline` is a time.monotonic().

@@ -46,6 +46,7 @@ class Metrics:
         add("pointsman_gateway_rejected_bindings", "Bindings that it cannot serve.", lambda: len(holder.table.rejected))
         add("pointsman_gateway_releases", "Releases that it holds compiled.", lambda: len(holder.held))
         add("pointsman_gateway_triggers_running", "Triggers that run now.", lambda: gateway.in_flight)
+        add("pointsman_gateway_triggers_waiting", "Those of them that wait for their turn, by max_concurrency.", lambda: gateway.waiting)
         add("pointsman_gateway_executions_waiting", "Executions that were not delivered yet.", lambda: spool.depth)
         add("pointsman_gateway_executions_waiting_bytes", "Their size.", lambda: spool.size_bytes)
         add("pointsman_gateway_executions_dropped", "Executions that had to be given up since the start.", lambda: spool.dropped)

@@ -31,7 +31,6 @@ class Reporter:
         self._spool = spool
         self._sync = sync
         self._me = me
-        self._refused = 0
 
     async def run(self) -> None:
         """Runs until cancelled."""
@@ -64,8 +63,7 @@ class Reporter:
 
     async def _report(self, call: Any, data: bytes) -> None:
         me = self._me
-        dropped = self._spool.dropped + self._refused
-        header = pb.ReportExecutionsRequest(gateway_id=me.gateway_id, instance_id=me.instance_id, dropped=dropped)
+        header = pb.ReportExecutionsRequest(gateway_id=me.gateway_id, instance_id=me.instance_id, dropped=self._spool.dropped)
         try:
             await call(header.SerializeToString() + data, timeout=REPORT_SECONDS, metadata=me.metadata)
         except grpc.aio.AioRpcError as error:
@@ -77,7 +75,7 @@ class Reporter:
         """The halves apart, down to the one that is refused, which is given up: it would hold up all others for ever."""
         executions = pb.ReportExecutionsRequest.FromString(data).executions
         if len(executions) <= 1:
-            self._refused += len(executions)
+            self._spool.dropped += len(executions)
             log.error("an execution was refused by the control plane and is given up", problem=error.details())
             return
         middle = len(executions) // 2

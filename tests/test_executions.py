@@ -36,6 +36,14 @@ def an_app() -> str:
     return f"app-{uuid.uuid4().hex[:12]}"
 
 
+def told_by(gateway: str, execution: pb.Execution) -> pb.Execution:
+    """As it is shown: of the gateway that reported it, its times to the microsecond."""
+    found = pb.Execution()
+    found.CopyFrom(execution)
+    found.gateway_id = gateway
+    return found
+
+
 async def listed(plane, **wanted) -> list[str]:
     return [e.execution_id for e in (await plane.executions.ListExecutions(pb.ListExecutionsRequest(**wanted))).executions]
 
@@ -138,6 +146,26 @@ async def test_a_slow_reader_is_told_how_many_it_missed_and_delays_nobody(kept):
         assert (len(found), missed) == (RING_EXECUTIONS, RING_EXECUTIONS // 2 + 1)
         assert found[-1] == newest
         assert await slow.next(0.01) == ([], 0)
+
+
+async def test_a_reader_that_is_stuck_holds_up_neither_reports_nor_other_readers(stack):
+    plane, app = stack.plane, an_app()
+    stuck, quick = (plane.executions.TailExecutions(pb.TailExecutionsRequest(app=app)) for _ in range(2))
+    await asyncio.gather(stuck.initial_metadata(), quick.initial_metadata())
+    # Much more than fits into the connection's buffers and the reader's ring together.
+    batches = [[ran(app, input="x" * 8000) for _ in range(250)] for _ in range(4 * RING_EXECUTIONS // 250)]
+    for batch in batches:
+        assert await asyncio.wait_for(report(plane, *batch), 10) == len(batch)
+        assert [(await asyncio.wait_for(quick.read(), 10)).execution for _ in batch] == [told_by(GATEWAY, one) for one in batch]
+    shown, missed = [], 0
+    while not shown or shown[-1] != batches[-1][-1].execution_id:
+        message = await asyncio.wait_for(stuck.read(), 10)
+        missed += message.missed
+        shown += [message.execution.execution_id] if message.HasField("execution") else []
+    assert missed > 0
+    assert len(shown) + missed == sum(map(len, batches))
+    stuck.cancel()
+    quick.cancel()
 
 
 async def test_a_tail_ends_when_the_control_plane_does(tmp_path):

@@ -83,10 +83,10 @@ async def listed(server):
 
 
 @contextlib.asynccontextmanager
-async def installation(folder, *flags):
+async def installation(folder, *flags, store=None):
     """(control plane, its client, gateways, their clients), the app `shop` with the release `good` in production."""
     async with contextlib.AsyncExitStack() as running:
-        server = await running.enter_async_context(start_control_plane(folder))
+        server = await running.enter_async_context(start_control_plane(folder, *(("--store", store) if store else ())))
         gateways = [
             await running.enter_async_context(start_gateway(folder, server.grpc, *flags, gateway_id=name)) for name in ("east", "west")
         ]

@@ -13,6 +13,7 @@ from tests.processes import start_gateway
 from tests.sample_apps import marked
 from tests.scripted_control_plane import Ended, ScriptedControlPlane
 from tests.scripted_upstream import ScriptedUpstream
+from tests.test_metrics import samples
 
 SHOP = ("shop", "production")
 SECRET = 'planted "canary" 4711'
@@ -188,3 +189,4 @@ async def test_one_that_is_refused_holds_up_no_other(plane, tmp_path):
         await eventually(lambda: set(plane.executions) == ran)
         await gate.trigger("shop")
         await eventually(lambda: plane.reports[-1].dropped == 1)
+        assert samples((await gate.http.get("/metrics")).text)["pointsman_gateway_executions_dropped", ()] == 1

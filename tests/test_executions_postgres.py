@@ -12,8 +12,12 @@ from control_plane.execution_model import Report, Wanted
 from control_plane.storage import open_executions, open_store
 from pointsman.v1 import executions_pb2 as pb
 from tests.clients import control_plane_client
+from tests.eventually import eventually
 from tests.executions import ran, report
+from tests.postgres_server import MISSING, available, running_postgres
 from tests.processes import start_control_plane
+from tests.test_executions_end_to_end import Load, installation, recorded
+from tests.test_metrics import samples
 from tests.test_storage_executions import DAY
 from tests.test_storage_executions import ran as kept_one
 
@@ -141,3 +145,33 @@ async def test_a_tail_shows_what_came_to_another_replica(url, tmp_path):
         await report(east, here)
         assert (await asyncio.wait_for(tail.read(), 10)).execution.execution_id == here.execution_id
         tail.cancel()
+
+
+@pytest.mark.skipif(not available(), reason=MISSING)
+async def test_while_the_store_takes_no_writes_everything_waits_and_then_is_stored_once(tmp_path):
+    with running_postgres("fsync=off") as server:
+        url = server.url(server.new_database())
+
+        def allow_writes(allowed):
+            server.execute(f"ALTER SYSTEM SET default_transaction_read_only = {'off' if allowed else 'on'}")
+            server.execute("SELECT pg_reload_conf()")
+
+        async with installation(tmp_path, store=url) as (plane_server, _, _, gates), Load(gates).running() as load:
+            await load.more(50)
+            await asyncio.to_thread(allow_writes, allowed=False)
+
+            async def some_wait():
+                pages = [samples((await gate.http.get("/metrics")).text) for gate in gates]
+                return all(page["pointsman_gateway_executions_waiting", ()] > 50 for page in pages)
+
+            await eventually(some_wait, timeout_seconds=30)
+            # What is there can be read meanwhile.
+            assert len(await recorded(plane_server)) > 0
+            await asyncio.to_thread(allow_writes, allowed=True)
+            await load.more(50)
+            load.stopping = True
+
+            async def everything():
+                return await recorded(plane_server) == load.seen
+
+            await eventually(everything, timeout_seconds=30)

@@ -92,6 +92,9 @@ async def test_a_gateway_tells_of_its_triggers_and_of_itself(tmp_path):
             wanted = set(labels.items())
             return sum(value for (name, held), value in found.items() if name == "pointsman_triggers_total" and wanted <= set(held))
 
+        async def delivered():
+            await eventually(lambda: len(plane.executions) == 5)
+
         async def counted():
             return triggers(await found()) == 5
 
@@ -105,6 +108,8 @@ async def test_a_gateway_tells_of_its_triggers_and_of_itself(tmp_path):
         assert now["pointsman_trigger_duration_seconds_count", where] == 3
         step = (("app", "shop"), ("kind", "transform"), ("step", "answer"), ("worker", ""))
         assert now["pointsman_step_duration_seconds_count", step] == 3
+        await delivered()
+        now = await found()
         for name, value in {
             "ready": 1,
             "connected": 1,
@@ -112,6 +117,10 @@ async def test_a_gateway_tells_of_its_triggers_and_of_itself(tmp_path):
             "bindings": 1,
             "rejected_bindings": 0,
             "triggers_running": 0,
+            "triggers_waiting": 0,
+            "executions_waiting": 0,
+            "executions_waiting_bytes": 0,
+            "executions_dropped": 0,
         }.items():
             assert now[f"pointsman_gateway_{name}", ()] == value
         assert 0 <= now["pointsman_gateway_staleness_seconds", ()] < 60

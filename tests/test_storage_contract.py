@@ -25,6 +25,7 @@ from control_plane.model import (
     StaleAction,
     StalenessPolicy,
     Token,
+    Unbinding,
 )
 from control_plane.storage import open_store
 from control_plane.storage.base import Store, Transaction
@@ -310,6 +311,9 @@ async def test_a_binding_that_is_gone_is_still_found_by_those_who_resume(store):
         await tx.unbind("shop", "staging", revision=await tx.next_revision(), unbind_time=NOW)
 
     await store.write(unbind)
+    first = await store.read(lambda tx: tx.deployment("d1"))
+    assert await store.read(lambda tx: tx.unbinding_after(first)) == Unbinding(revision=2, unbind_time=NOW)
+    assert await store.read(lambda tx: tx.unbinding_after(replace(first, revision=2))) is None
     assert [(b.revision, b.deployment) for b in await store.read(lambda tx: tx.bindings_since(1))] == [(2, None)]
     assert (await store.read(lambda tx: tx.binding("shop", "staging"))).deployment is None
     assert await store.read(lambda tx: tx.bindings(app="", environment="", after=None, limit=9)) == []
