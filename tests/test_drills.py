@@ -9,7 +9,7 @@ import pytest
 
 from tests.postgres_server import MISSING, available
 
-SMALL = {"kill": (400, 5), "disk": (400, 5), "readonly": (300, 3), "failover": (300, 1)}
+SMALL = {"kill": (400, 5), "disk": (400, 5), "readonly": (300, 3), "failover": (300, 1), "record": (300, 1)}
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -51,10 +51,10 @@ class Load:
             self.stopping = True
             await asyncio.gather(*tasks)
 
-    async def more(self, count):
+    async def more(self, count, timeout_seconds=30):
         """Waits until so many more have ended."""
         wanted = len(self.seen) + count
-        await eventually(lambda: len(self.seen) >= wanted, timeout_seconds=30)
+        await eventually(lambda: len(self.seen) >= wanted, timeout_seconds=timeout_seconds)
 
 
 def time_of(execution):
@@ -107,6 +107,24 @@ async def synced(gates):
     await eventually(all_connected, timeout_seconds=30)
 
 
+def waiting_on_disk(folder):
+    """How many executions the gateways have written down and not delivered."""
+    paths = [path for name in ("east", "west") for path in (folder / name / "executions").iterdir()]
+    return sum(int(path.stem.partition("-")[2]) for path in paths)
+
+
+async def all_on_disk(folder, gates, load):
+    """Waits until everything that has ended is on disk while nothing is delivered: a kill costs nothing then."""
+
+    async def so():
+        pages = [samples((await gate.http.get("/metrics")).text) for gate in gates]
+        sealed = sum(value for page in pages for (name, _), value in page.items() if name == "pointsman_triggers_total")
+        waiting = sum(page["pointsman_gateway_executions_waiting", ()] for page in pages)
+        return (sealed, waiting) == (len(load.seen), waiting_on_disk(folder))
+
+    await eventually(so)
+
+
 async def test_the_report_of_a_rollback_matches_what_the_callers_counted(tmp_path):
     async with installation(tmp_path) as (server, plane, _, gates):
         async with Load(gates).running() as load:
@@ -145,17 +163,7 @@ async def test_every_execution_is_stored_once_although_both_planes_are_killed(tm
             await server.kill()
             # Nobody notices but the record.
             await load.more(300)
-        # Everything that ended a moment ago is on disk: a kill costs nothing then.
-        folders = [tmp_path / name / "executions" for name in ("east", "west")]
-
-        async def all_kept():
-            pages = [samples((await gate.http.get("/metrics")).text) for gate in gates]
-            sealed = sum(value for page in pages for (name, _), value in page.items() if name == "pointsman_triggers_total")
-            waiting = sum(page["pointsman_gateway_executions_waiting", ()] for page in pages)
-            kept = sum(int(path.stem.partition("-")[2]) for folder in folders for path in folder.iterdir())
-            return (sealed, waiting) == (len(load.seen), kept)
-
-        await eventually(all_kept)
+        await all_on_disk(tmp_path, gates, load)
         for gateway in gateways:
             await gateway.kill()
         await server.start()
@@ -166,7 +174,7 @@ async def test_every_execution_is_stored_once_although_both_planes_are_killed(tm
             return await recorded(server) == load.seen
 
         await eventually(everything, timeout_seconds=30)
-        await eventually(lambda: not [path for folder in folders for path in folder.iterdir()])
+        await eventually(lambda: not waiting_on_disk(tmp_path))
 
 
 async def test_what_there_is_no_room_for_is_counted_and_told(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.drill.common import HEADING, Result
 
-NAMES = ("kill", "disk", "readonly", "failover")
+NAMES = ("kill", "disk", "readonly", "failover", "record")
 
 
 def main() -> None:
