@@ -97,9 +97,9 @@ class Site:
 
 
 @contextlib.asynccontextmanager
-async def open_site(folder: Path, gateway_url: str = "") -> AsyncIterator[Site]:
-    """An empty store in the folder, with a console."""
-    url = f"sqlite:///{folder}/console.db"
+async def open_site(folder: Path, gateway_url: str = "", store_url: str = "") -> AsyncIterator[Site]:
+    """An empty store, in the folder where no other is named, with a console."""
+    url = store_url or f"sqlite:///{folder}/console.db"
     store = await open_store(url)
     kept = await asyncio.to_thread(open_executions, url, store.store_id)
     tail = Tail(kept)

@@ -215,5 +215,5 @@ async def test_a_token_for_one_environment_sees_that_one(site):
     await site.parts.hub.refresh()
     started = time.monotonic()
     await site.ran(ran("shop", environment="staging"))
-    assert (await following).text.endswith("event: end\ndata:\n\n")
+    assert (await following).text.endswith("event: end\ndata: \n\n")
     assert time.monotonic() - started < 5

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
-from control_plane.console.pages import SECURITY_HEADERS
+from control_plane.console.pages import server_sent
 from control_plane.console.parts import Parts
 from control_plane.console.rollouts import MAX_NAMED, Rollouts
 from control_plane.console.visit import Visit
@@ -62,8 +62,7 @@ class EnvironmentPages:
         """The same as it happens: server-sent events, each with the part of the page that changes, until all have answered."""
         app, environment = visit.part("app"), visit.part("environment")
         await self._parts.binding(app, environment)
-        headers = SECURITY_HEADERS | {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(self._events(visit, app, environment), media_type="text/event-stream", headers=headers)
+        return visit.stream(self._events(visit, app, environment))
 
     async def _events(self, visit: Visit, app: str, environment: str) -> AsyncIterator[str]:
         told, watched, ends = "", False, time.monotonic() + STREAM_SECONDS
@@ -76,8 +75,8 @@ class EnvironmentPages:
             shown = visit.fragment("_rollout.html", progress=progress, binding=binding, max_named=MAX_NAMED)
             if shown != told:
                 told = shown
-                yield "event: rollout\n" + "".join(f"data: {line}\n" for line in shown.splitlines()) + "\n"
+                yield server_sent("rollout", shown)
             if progress.done:
                 break
         # Else the browser would connect again.
-        yield "event: end\ndata:\n\n"
+        yield server_sent("end", "")

@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from control_plane.console.filters import FIELDS, OUTCOMES, pinned, read_filters, typed_filters
-from control_plane.console.pages import SECURITY_HEADERS
+from control_plane.console.pages import server_sent
 from control_plane.console.parts import Parts
 from control_plane.console.visit import Visit, path, with_query
 from control_plane.execution_model import Execution, Outcome, Wanted
@@ -111,8 +111,7 @@ class ExecutionPages:
         """Server-sent events: `all` with the newest rows, then `rows` with those that came, and `missed` with how many were not told."""
         app = visit.part("app")
         wanted = await read_filters(visit, app, typed_filters(visit), self._parts.clock())
-        headers = SECURITY_HEADERS | {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(self._events(visit, replace(wanted, until=None)), media_type="text/event-stream", headers=headers)
+        return visit.stream(self._events(visit, replace(wanted, until=None)))
 
     async def _events(self, visit: Visit, wanted: Wanted) -> AsyncIterator[str]:
         ends = time.monotonic() + STREAM_SECONDS
@@ -125,20 +124,20 @@ class ExecutionPages:
                 try:
                     visit.check_still_in(self._parts.authority)
                 except Unauthenticated:
-                    yield "event: end\ndata:\n\n"
+                    yield server_sent("end", "")
                     return
                 if not found and not missed:
                     yield ": still here\n\n"
                     continue
                 missed += max(0, len(found) - MAX_AT_ONCE)
                 if missed:
-                    yield f"event: missed\ndata: {missed}\n\n"
+                    yield server_sent("missed", str(missed))
                 yield self._event(visit, "rows", found[-MAX_AT_ONCE:][::-1])
                 await asyncio.sleep(MIN_PAUSE_SECONDS)
 
     def _event(self, visit: Visit, name: str, executions: Sequence[Execution]) -> str:
         shown = visit.fragment("_execution_rows.html", executions=[_row(one) for one in executions], app=visit.part("app"))
-        return f"event: {name}\n" + "".join(f"data: {line}\n" for line in shown.splitlines() or [""]) + "\n"
+        return server_sent(name, shown)
 
     async def one(self, visit: Visit) -> Response:
         """Its steps, what was captured, and why it failed."""

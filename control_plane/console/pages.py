@@ -103,6 +103,11 @@ class Pages:
         return Markup('<time datetime="{}" title="{}">{}</time>').format(moment.isoformat(timespec="seconds"), exact, shown)
 
 
+def server_sent(event: str, text: str) -> str:
+    """An event of an event stream (the HTML standard, section 9.2)."""
+    return f"event: {event}\n" + "".join(f"data: {line}\n" for line in text.splitlines() or [""]) + "\n"
+
+
 def short_digest(digest: str) -> str:
     """The first 12 hex digits."""
     return digest.removeprefix("sha256:")[:12]

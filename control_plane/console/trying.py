@@ -11,11 +11,11 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from control_plane.console.gateway_door import Asked, Event, NoAnswerError
 from control_plane.console.input_form import Field, fields_of, read_fields, read_json, skeleton
-from control_plane.console.pages import SECURITY_HEADERS, took
+from control_plane.console.pages import server_sent, took
 from control_plane.console.parts import Parts
 from control_plane.console.visit import Visit
 from control_plane.model import Binding
@@ -133,8 +133,7 @@ class TryPages:
         except InvalidField as error:
             return await self._page(visit, visit.typed, problem=error)
         if visit.wants_events:
-            headers = SECURITY_HEADERS | {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-            return StreamingResponse(self._events(visit, asked), media_type="text/event-stream", headers=headers)
+            return visit.stream(self._events(visit, asked))
         tried = Tried()
         async for _ in self._progress(asked, tried):
             pass
@@ -190,8 +189,7 @@ class TryPages:
             following.cancel()
 
     def _event(self, visit: Visit, app: str, tried: Tried) -> str:
-        shown = visit.fragment("_tried.html", tried=tried, app=app)
-        return "event: tried\n" + "".join(f"data: {line}\n" for line in shown.splitlines()) + "\n"
+        return server_sent("tried", visit.fragment("_tried.html", tried=tried, app=app))
 
     async def _endpoints(self, app: str, environment: str) -> tuple[Binding | None, list[dict[str, Any]]]:
         """What is served there, by the release that is live. Raises AppNotFound, EnvironmentNotFound."""

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
 from google.protobuf.message import Message
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from control_plane.authority import Authority
-from control_plane.console.pages import Pages
+from control_plane.console.pages import SECURITY_HEADERS, Pages
 from control_plane.console.session import Browser, authorization_of, caller_of, named
 from control_plane.model import Role, Token
 from control_plane.roles import check_method, check_place
@@ -206,6 +206,12 @@ class Visit:
     def fragment(self, template: str, **shown: Any) -> str:
         """Part of a page, for the script that shows what changes."""
         return self._pages.render(template, form_token=self._browser.form_token, **shown)
+
+    @staticmethod
+    def stream(events: AsyncIterator[str]) -> Response:
+        """Server-sent events, as they come."""
+        headers = SECURITY_HEADERS | {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
     @staticmethod
     def to(where: str) -> Response:
