@@ -17,6 +17,7 @@ from control_plane.console.apps import AppPages
 from control_plane.console.changes import ChangePages
 from control_plane.console.compare import ComparePage
 from control_plane.console.draft import MAX_DRAFT_FORM_BYTES, DraftPage
+from control_plane.console.editor import EditorPages
 from control_plane.console.environments import EnvironmentPages
 from control_plane.console.executions import ExecutionPages
 from control_plane.console.gateways import GatewaysPage
@@ -64,6 +65,7 @@ class Console:
         apps, releases, compare = AppPages(parts), ReleasePages(parts, rollouts), ComparePage(parts)
         environments, gateways = EnvironmentPages(parts, rollouts), GatewaysPage(parts)
         changes, draft = ChangePages(parts, rollouts), DraftPage(parts)
+        editor = EditorPages(parts)
         executions, summary = ExecutionPages(parts), SummaryPages(parts)
         trying = TryPages(parts)
         tokens, shared = TokenPages(parts), SharedEnvironmentPages(parts)
@@ -81,6 +83,10 @@ class Console:
             Page("/apps/{app}/promote", changes.show_promote, changes.promote),
             Page("/apps/{app}/rollback", changes.show_rollback, changes.rollback),
             Page("/apps/{app}/draft", draft.show, draft.save, MAX_DRAFT_FORM_BYTES),
+            Page("/apps/{app}/editor", editor.show),
+            Page("/apps/{app}/editor/change", editor.show, editor.change),
+            Page("/apps/{app}/editor/form", editor.form, editor.save, MAX_DRAFT_FORM_BYTES),
+            Page("/apps/{app}/changes", editor.changes),
             Page("/apps/{app}/executions", executions.list),
             Page("/apps/{app}/executions/tail", executions.tail),
             Page("/apps/{app}/executions/{execution}", executions.one),

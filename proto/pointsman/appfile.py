@@ -16,7 +16,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from pointsman.errors import Violation, did_you_mean
-from pointsman.nodes import Node, NotReadableError, compose
+from pointsman.nodes import Node, NotReadableError, compose, scalar
 from pointsman.rules import MAX_SNAPSHOT_BYTES, check_config
 from pointsman.v1.config_pb2 import AppConfig
 
@@ -68,6 +68,25 @@ def parse(text: str) -> AppFile:
     config = AppConfig()
     reader.fill("", root, config)
     return AppFile(config, reader.violations(check_config(config), root))
+
+
+def read_field(text: str, field: FieldDescriptor, message: Message) -> list[Violation]:
+    """Sets one field from what was typed for it alone: YAML or JSON where it is a mapping, else the bare value.
+
+    Paths begin with the field's name.
+    """
+    reader, kind = _Reader(), field.message_type
+    value = scalar(text)
+    node: Node | None = Node(text if value is None else value, 1, 1, text)
+    if kind is not None and kind.name != "Duration":
+        try:
+            node = compose(text)
+        except NotReadableError as error:
+            return [Violation(field.name, str(error))]
+    if node is None:
+        return []
+    reader.field(field.name, node, field, message)
+    return [found.violation for found in reader.violations([], node)]
 
 
 def _itself(plain: Any) -> Any:
@@ -134,7 +153,7 @@ class _Reader:
             if other and value.content is not None:
                 self._wrong(at, key, f"only one of {other} and {field.name} may be given")
             elif value.kind != "scalar" or value.content is not None:
-                self._field(at, value, field, message)
+                self.field(at, value, field, message)
 
     def _entries(self, path: str, node: Node, names: dict[str, str] | None = None) -> list[tuple[Node, Node, str]]:
         """(key, value, path) of a mapping whose keys are texts, each of them once."""
@@ -152,7 +171,8 @@ class _Reader:
             entries[name] = (key, value, at)
         return list(entries.values())
 
-    def _field(self, path: str, node: Node, field: Any, message: Message) -> None:
+    def field(self, path: str, node: Node, field: Any, message: Message) -> None:
+        """Sets one field."""
         kind = field.message_type
         if kind is not None and kind.GetOptions().map_entry:
             if node.kind != "mapping":
