@@ -45,22 +45,23 @@ async def with_sample(shown, app: str) -> None:
 
 async def stages_of(shown, app: str, pipeline: int) -> list[list[str]]:
     """Names of the steps of each stage."""
-    draft = (await shown.plane.apps.GetDraft(apps_pb2.GetDraftRequest(app=app))).draft
+    draft = await shown.plane.apps.GetDraft(apps_pb2.GetDraftRequest(app=app))
     return [[step.name for step in stage.steps] for stage in draft.config.pipelines[pipeline].stages]
+
+
+def step(page, name: str):
+    """The card of a step."""
+    return page.locator(".step", has=page.get_by_role("link", name=name, exact=True))
 
 
 async def test_steps_and_stages_are_dragged(shown):
     await with_sample(shown, "drag")
     async with shown.page() as page:
         await page.goto("/apps/drag/editor?at=pipelines[2]")
-        await page.locator(".step", has_text="urgent").last.drag_to(
-            page.locator(".step", has_text="scored").first, target_position={"x": 60, "y": 110}
-        )
+        await step(page, "urgent").drag_to(step(page, "scored"), target_position={"x": 60, "y": 110})
         await expect(page.get_by_role("status")).to_contain_text("Saved as version 2")
         assert await stages_of(shown, "drag", 2) == [["scored", "urgent"], ["later"]]
-        await page.locator(".step", has_text="urgent").last.drag_to(
-            page.locator(".step", has_text="later").first, target_position={"x": 60, "y": 8}
-        )
+        await step(page, "urgent").drag_to(step(page, "later"), target_position={"x": 60, "y": 8})
         await expect(page.get_by_role("status")).to_contain_text("Saved as version 3")
         assert await stages_of(shown, "drag", 2) == [["scored"], ["urgent", "later"]]
         await (
@@ -148,7 +149,7 @@ async def test_two_people_edit_a_step(shown, tmp_path):
         await picture(mine, tmp_path, "editor-conflict-light")
         await mine.get_by_role("button", name="Save mine over theirs").click()
         await expect(mine.get_by_role("status")).to_contain_text("Saved as version 3")
-    draft = (await shown.plane.apps.GetDraft(apps_pb2.GetDraftRequest(app="pair"))).draft
+    draft = await shown.plane.apps.GetDraft(apps_pb2.GetDraftRequest(app="pair"))
     assert draft.config.pipelines[0].stages[1].steps[0].timeout.seconds == 4
     shown.complaints[:] = [one for one in shown.complaints if "409" not in one]
 

@@ -32,49 +32,48 @@ async def do(site, what):
     return await site.send(f"{EDITOR}/change", form=EDITOR, do=what)
 
 
+class Typed(HTMLParser):
+    """What a browser would send of the form with class `item` if nothing were typed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, str] = {}
+        self._is_inside = False
+        self._select = self._into = ""
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attributes}
+        name = given.get("name", "")
+        if tag == "form":
+            self._is_inside = given.get("class") == "item"
+        elif self._is_inside and tag == "input":
+            if given.get("type") not in ("radio", "checkbox") or "checked" in given:
+                self.found[name] = given.get("value", "")
+        elif self._is_inside and tag in ("textarea", "select"):
+            self.found[name] = ""
+            self._into, self._select = (name, "") if tag == "textarea" else ("", name)
+        elif self._is_inside and tag == "option" and "selected" in given and given.get("value") != "":
+            self._into = self._select
+
+    def handle_data(self, data: str) -> None:
+        if self._into:
+            self.found[self._into] += data
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "textarea" and self._into:
+            # The line end after <textarea> is not part of it.
+            self.found[self._into] = self.found[self._into].removeprefix("\n")
+        if tag in ("textarea", "option"):
+            self._into = ""
+        if tag == "form":
+            self._is_inside = False
+
+
 async def shown(site, at):
-    """The form's fields as a browser would send them."""
-    found: dict[str, str] = {}
-
-    class Reader(HTMLParser):
-        inside = ""
-        area = ""
-        select = ""
-
-        def handle_starttag(self, tag, attrs):
-            given = dict(attrs)
-            name = given.get("name", "")
-            if tag == "form":
-                self.inside = given.get("class", "")
-            if self.inside != "item":
-                return
-            if tag == "input" and given.get("type") in ("radio", "checkbox"):
-                if "checked" in given:
-                    found[name] = given["value"]
-            elif tag == "input":
-                found[name] = given.get("value", "")
-            elif tag == "textarea":
-                self.area, found[name] = name, ""
-            elif tag == "select":
-                self.select = name
-                found[name] = ""
-            elif tag == "option" and "selected" in given and given.get("value") != "":
-                self.area = self.select
-
-        def handle_data(self, data):
-            if self.area:
-                found[self.area] += data
-
-        def handle_endtag(self, tag):
-            if tag in ("textarea", "option"):
-                found[self.area] = found[self.area].removeprefix("\n") if self.area and tag == "textarea" else found.get(self.area, "")
-                self.area = ""
-            if tag == "form":
-                self.inside = ""
-
-    Reader().feed((await site.http.get(f"{EDITOR}/form?at={at}")).text)
-    found.pop("", None)
-    return found
+    """The fields of the form of a place, as a browser would send them."""
+    reader = Typed()
+    reader.feed((await site.http.get(f"{EDITOR}/form?at={at}")).text)
+    return reader.found
 
 
 async def save(site, at, **typed):

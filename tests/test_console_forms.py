@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from google.protobuf.descriptor import Descriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,39 +27,48 @@ JSON = st.recursive(
 
 @st.composite
 def messages(draw, descriptor: Descriptor):
-    """Any message of a config that its rules could allow, without lists of messages."""
+    """Any message of a config, whether its rules allow it or not, without lists of messages."""
     message = getattr(pb, descriptor.name)()
     for field in descriptor.fields:
-        kind = field.message_type
-        name = field.name
-        if field.containing_oneof is not None and len(field.containing_oneof.fields) > 1:
-            continue
-        if draw(st.booleans()) and not (field.is_repeated and kind is not None and not kind.GetOptions().map_entry):
-            if kind is not None and kind.GetOptions().map_entry:
-                getattr(message, name).update(draw(st.dictionaries(NAME, LINE, max_size=3)))
-            elif field.is_repeated:
-                getattr(message, name).extend(draw(st.lists(NAME, max_size=3)))
-            elif kind is not None and kind.name == "Duration":
-                getattr(message, name).FromNanoseconds(draw(st.integers(0, 3600 * 10**9)))
-            elif kind is not None:
-                getattr(message, name).update(draw(st.dictionaries(TEXT, JSON, max_size=3)))
-                getattr(message, name).SetInParent()
-            elif field.enum_type is not None:
-                setattr(message, name, draw(st.sampled_from([value.number for value in field.enum_type.values])))
-            elif field.type == field.TYPE_STRING:
-                setattr(message, name, draw(TEXT))
-            elif field.type == field.TYPE_BOOL:
-                setattr(message, name, draw(st.booleans()))
-            elif field.type == field.TYPE_DOUBLE:
-                setattr(message, name, draw(st.floats(allow_nan=False, allow_infinity=False)))
-            else:
-                setattr(message, name, draw(st.integers(-(2**31), 2**31 - 1)))
+        in_oneof = field.containing_oneof is not None and len(field.containing_oneof.fields) > 1
+        if not in_oneof and draw(st.booleans()):
+            fill(draw, field, message)
     for oneof in descriptor.oneofs:
         chosen = draw(st.sampled_from([field for field in oneof.fields if field.message_type] or [None]))
         if chosen is not None:
             getattr(message, chosen.name).CopyFrom(draw(messages(chosen.message_type)))
             getattr(message, chosen.name).SetInParent()
     return message
+
+
+def fill(draw, field: FieldDescriptor, message: Message) -> None:
+    """Gives one field a value; lists of messages stay empty."""
+    kind = field.message_type
+    if kind is None:
+        fill_plain(draw, field, message)
+    elif kind.GetOptions().map_entry:
+        getattr(message, field.name).update(draw(st.dictionaries(NAME, LINE, max_size=3)))
+    elif kind.name == "Duration":
+        getattr(message, field.name).FromNanoseconds(draw(st.integers(0, 3600 * 10**9)))
+    elif kind.name == "Struct":
+        getattr(message, field.name).update(draw(st.dictionaries(TEXT, JSON, max_size=3)))
+        getattr(message, field.name).SetInParent()
+
+
+def fill_plain(draw, field: FieldDescriptor, message: Message) -> None:
+    """Of a field that is no message."""
+    if field.is_repeated:
+        getattr(message, field.name).extend(draw(st.lists(NAME, max_size=3)))
+        return
+    values = {
+        field.TYPE_STRING: TEXT,
+        field.TYPE_BOOL: st.booleans(),
+        field.TYPE_DOUBLE: st.floats(allow_nan=False, allow_infinity=False),
+        field.TYPE_INT32: st.integers(-(2**31), 2**31 - 1),
+    }
+    if field.enum_type is not None:
+        values[field.TYPE_ENUM] = st.sampled_from([value.number for value in field.enum_type.values])
+    setattr(message, field.name, draw(values[field.type]))
 
 
 @pytest.mark.parametrize("kind", MESSAGES)

@@ -63,7 +63,7 @@ class EditorPages:
 
     async def change(self, visit: Visit) -> Response:
         """`do`: `move FROM TO`, `delete AT`, or `sample NAME` for a draft that is empty."""
-        verb, *given = visit.typed("do").split()
+        verb, *given = visit.typed("do").split() or [""]
         config = await self._config(visit)
         try:
             if verb == "sample" and len(given) == 1:

@@ -82,9 +82,11 @@ if (board && form) {
     if (button) button.click();
   });
 
-  // What was moved keeps the focus.
-  const moved = location.hash && document.getElementById(location.hash.slice(1));
-  if (moved && board.contains(moved)) moved.querySelector("a").focus();
+  // What was moved keeps the focus; not before the browser has gone to the fragment, which takes it away.
+  addEventListener("load", () => setTimeout(() => {
+    const moved = location.hash && document.getElementById(location.hash.slice(1));
+    if (moved && board.contains(moved)) moved.querySelector("a").focus();
+  }));
 }
 
 // What was typed is not left by mistake.
