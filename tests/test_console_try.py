@@ -165,6 +165,22 @@ async def test_who_may_not_is_told_and_nothing_is_sent(tmp_path):
         assert forged.status_code == 403
 
 
+async def test_a_token_for_one_environment_tries_there_alone(tmp_path):
+    async with open_site(tmp_path, "http://127.0.0.1:9") as site:
+        await site.release("shop", "v1", deploy_to="production")
+        await site.deploy("shop", "v1", "staging")
+        for environments in ((), ("production",)):
+            wanted = NewToken(name="ann", role=Role.ADMIN, environments=environments)
+            _, secret = await site.parts.tokens.create(wanted, Call(actor="test"))
+        await site.parts.hub.refresh()
+        await site.send("/sign-in", token=secret)
+        for page in ("/apps/shop/try", "/apps/shop/try?environment=staging"):
+            assert "Send to production" in await site.page(page)
+        form = await site.hidden("/apps/shop/try")
+        refused = await site.http.post("/apps/shop/try", data=form | {"environment": "staging"})
+        assert (refused.status_code, "it is for production" in refused.text) == (403, True)
+
+
 @contextlib.asynccontextmanager
 async def running(folder):
     """A gateway, and a control plane whose console knows it, with an app live in staging and production; and a browser without scripts."""

@@ -140,8 +140,9 @@ class TryPages:
         return await self._page(visit, visit.typed, tried=tried)
 
     async def _read(self, visit: Visit) -> Asked:
-        """What the form asks for. Raises InvalidField."""
+        """What the form asks for. Raises InvalidField, PermissionDenied."""
         app, environment, path = visit.part("app"), visit.typed("environment"), visit.typed("endpoint")
+        visit.check_place(app, environment)
         _, endpoints = await self._endpoints(app, environment)
         endpoint = next((one for one in endpoints if _path(one) == path), None)
         if endpoint is None:
@@ -204,7 +205,8 @@ class TryPages:
     async def _page(self, visit: Visit, typed: Any, *, problem: PointsmanError | None = None, tried: Tried | None = None) -> Response:
         app = visit.part("app")
         bindings = await self._parts.bindings_of(app)
-        live = [found.environment for found in await self._parts.all_environments() if found.environment in bindings]
+        known = [found.environment for found in await self._parts.all_environments() if found.environment in bindings]
+        live = [name for name in known if name in (visit.own_environments or known)]
         wished = typed("environment") or next((name for name in (*visit.own_environments, *PREFERRED) if name in live), "")
         environment = wished if wished in live else next(iter(live), "")
         binding, endpoints = await self._endpoints(app, environment) if environment else (None, [])
