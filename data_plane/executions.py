@@ -15,10 +15,11 @@ from typing import Any
 
 import msgspec
 
+from data_plane import wire
 from data_plane.pipeline import FAILED, StepRecord
-from data_plane.record import Outcome, Record
+from data_plane.record import SUCCEEDED, Outcome, Record
 from data_plane.spool import Spool
-from pointsman.v1.executions_pb2 import Execution, ReportExecutionsRequest
+from pointsman.v1.executions_pb2 import Execution
 
 FLUSH_SECONDS = 0.25
 SEAL_AT_ONCE = 32
@@ -63,7 +64,7 @@ class Recorder:
         self._sealer = Sealer(gateway_id, capture, redact)
         self._observe = observe
         self._ended: list[Record] = []
-        self._batch = ReportExecutionsRequest()
+        self._batch: list[bytes] = []
         self._batch_bytes = 0
         self._batches: list[tuple[int, bytes]] = []
 
@@ -92,14 +93,16 @@ class Recorder:
         ended, self._ended = self._ended, []
         for record in ended:
             self._observe(record)
-            self._batch_bytes += self._sealer.seal(record, self._batch.executions.add())
-            if len(self._batch.executions) >= BATCH_RECORDS or self._batch_bytes >= BATCH_BYTES:
+            sealed = self._sealer.seal(record)
+            self._batch.append(wire.entry(sealed))
+            self._batch_bytes += len(sealed)
+            if len(self._batch) >= BATCH_RECORDS or self._batch_bytes >= BATCH_BYTES:
                 self._close_batch()
 
     def _close_batch(self) -> None:
-        if self._batch.executions:
-            self._batches.append((len(self._batch.executions), self._batch.SerializeToString()))
-            self._batch, self._batch_bytes = ReportExecutionsRequest(), 0
+        if self._batch:
+            self._batches.append((len(self._batch), b"".join(self._batch)))
+            self._batch, self._batch_bytes = [], 0
 
 
 class Sealer:
@@ -110,8 +113,32 @@ class Sealer:
         self._capture = capture
         self._redact = redact
 
-    def seal(self, record: Record, sealed: Execution) -> int:
-        """Fills in the execution, field by field, which is the quickest way; returns how many bytes were captured."""
+    def seal(self, record: Record) -> bytes:
+        """An Execution, serialised."""
+        plain = self._plain(record) if record.outcome == SUCCEEDED and self._capture is not Capture.ALL else None
+        return self.whole(record).SerializeToString() if plain is None else plain
+
+    def _plain(self, record: Record) -> bytes | None:
+        """The quick way; None for what has more to it than names and times."""
+        active, running = record.active, record.running
+        if active is None or running is None:
+            return None
+        steps = []
+        for step in running.steps:
+            if step.usage is not None or step.outcome == FAILED:
+                return None
+            head = _wire_head(step.stage, step.name, step.kind, step.outcome, step.attempts)
+            steps.append(wire.step(head, step.start_time, step.seconds) if step.attempts else head)
+        bound, asked = active.bound, record.asked
+        place = (bound.app, bound.environment, bound.release, bound.digest, bound.revision)
+        head = _head(self._gateway_id, *place, asked.endpoint, asked.token_id)
+        if record.trace is not None:
+            head += Execution(trace_id=record.trace.trace_id).SerializeToString()
+        return wire.execution(record.execution_id, head, record.start_time, record.seconds, steps)
+
+    def whole(self, record: Record) -> Execution:
+        """The same with everything that there is to it, field by field."""
+        sealed = Execution()
         asked, active, running = record.asked, record.active, record.running
         sealed.execution_id, sealed.gateway_id, sealed.outcome = record.execution_id, self._gateway_id, record.outcome
         _set_time(sealed.start_time, record.start_time)
@@ -135,8 +162,8 @@ class Sealer:
                 self._add_step(sealed, step)
         failed = record.outcome in _WENT_WRONG
         if self._capture is Capture.ALL or (self._capture is Capture.ERRORS and failed):
-            return self._capture_all(record, sealed)
-        return 0
+            self._capture_all(record, sealed)
+        return sealed
 
     def _add_step(self, sealed: Execution, step: StepRecord) -> None:
         added = sealed.steps.add()
@@ -152,14 +179,14 @@ class Sealer:
             sealed.input_tokens += usage.input_tokens
             sealed.output_tokens += usage.output_tokens
 
-    def _capture_all(self, record: Record, sealed: Execution) -> int:
-        """What went in and what came out, of the whole and of each step; how many bytes that is."""
+    def _capture_all(self, record: Record, sealed: Execution) -> None:
+        """What went in and what came out, of the whole and of each step."""
         sealed.input = self._captured(record.asked.input)
         if record.outcome == Outcome.SUCCEEDED:
             sealed.output = self._captured(record.output)
         size = len(sealed.input) + len(sealed.output)
         if record.running is None:
-            return size
+            return
         outputs = record.running.variables["steps"]
         for step, added in zip(record.running.steps, sealed.steps, strict=True):
             if size > MAX_CAPTURED_IN_ALL_BYTES:
@@ -169,7 +196,6 @@ class Sealer:
             if step.attempts and step.name in outputs:
                 added.output = self._captured(outputs[step.name])
             size += len(added.input) + len(added.output)
-        return size
 
     def _captured(self, value: object) -> str:
         """As JSON without secrets, and not too long. Redacted before it is cut, so that no half of a secret is left."""
@@ -188,15 +214,34 @@ def _step_head(stage: str, name: str, kind: str, outcome: str, attempts: int) ->
     return head.SerializeToString()
 
 
+@functools.lru_cache(maxsize=4096)
+def _wire_head(stage: str, name: str, kind: str, outcome: str, attempts: int) -> bytes:
+    return wire.step_head(_step_head(stage, name, kind, outcome, attempts), times=attempts > 0)
+
+
+@functools.lru_cache(maxsize=4096)
+def _head(gateway_id: str, app: str, environment: str, release: str, digest: str, revision: int, endpoint: str, token_id: str) -> bytes:
+    """What is the same for all that one caller had run of one release, serialised."""
+    return Execution(
+        gateway_id=gateway_id,
+        app=app,
+        environment=environment,
+        release=release,
+        digest=digest,
+        revision=revision,
+        endpoint=endpoint.removeprefix("/")[:MAX_MESSAGE_CHARS],
+        token_id=token_id,
+        outcome=SUCCEEDED,
+    ).SerializeToString()
+
+
 def _set_time(field: Any, moment: float) -> None:
     field.seconds = whole = int(moment)
     field.nanos = int((moment - whole) * 1e9)
 
 
 def _set_duration(field: Any, seconds: float) -> None:
-    if seconds < 1:
-        # At least a nanosecond, so that even the quickest has one.
-        field.nanos = int(seconds * 1e9) or 1
-        return
-    field.seconds = whole = int(seconds)
-    field.nanos = int((seconds - whole) * 1e9)
+    # At least a nanosecond, so that even the quickest has one.
+    whole, field.nanos = divmod(int(seconds * wire.NANOS) or 1, wire.NANOS)
+    if whole:
+        field.seconds = whole
