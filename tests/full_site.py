@@ -38,6 +38,7 @@ PAGES = (
     "/apps/shop/promote?from=staging&to=production",
     "/apps/shop/rollback?environment=staging",
     "/apps/shop/draft",
+    "/apps/shop/editor",
     "/apps/shop/executions",
     "/apps/shop/executions?environment=staging&errors=yes",
     "/apps/shop/executions?outcome=FAILED&gateway_id=gateway-3&min_duration=200ms",
