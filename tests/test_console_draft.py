@@ -71,9 +71,9 @@ async def test_the_second_of_two_people_is_refused_with_the_difference_and_loses
 
 async def test_what_changed_since_the_newest_release_is_shown(site):
     await site.release("shop", "v1")
-    assert "The draft is the same as the newest release, v1" in await site.page("/apps/shop/draft")
+    assert "The draft is the same as the newest release, v1" in await site.page("/apps/shop/changes")
     await site.draft("shop", "two")
-    page = await site.page("/apps/shop/draft")
+    page = await site.page("/apps/shop/changes")
     assert "Changed since v1" in page
     assert "transform.expression" in page
 

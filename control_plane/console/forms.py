@@ -187,7 +187,8 @@ def _field(field: FieldDescriptor, prefix: str) -> Field:
     if kind == "line" and (choices or refers_to):
         kind = "choice"
     needed = has_needs and rules.ignore != validate_pb2.IGNORE_IF_ZERO_VALUE
-    return Field(prefix + field.name, _label(field.name), comment, kind, field, needed, rows, choices, refers_to)
+    hint = comment.replace("AppConfig.", "the app's ")
+    return Field(prefix + field.name, _label(field.name), hint, kind, field, needed, rows, choices, refers_to)
 
 
 def _kind_of(field: FieldDescriptor, comment: str) -> tuple[str, int]:
@@ -205,7 +206,7 @@ def _kind_of(field: FieldDescriptor, comment: str) -> tuple[str, int]:
     if field.type != field.TYPE_STRING:
         return "number", 0
     if comment.startswith(("Expression", "CEL")):
-        return "code", 3
+        return "code", 2
     if comment.startswith("Template"):
         return "code", 2 if field.name.endswith("url") else 6
     return ("text", 2) if _rules(field).string.max_len >= MANY_CHARS else ("line", 0)
