@@ -39,6 +39,8 @@ PAGES = (
     "/apps/shop/rollback?environment=staging",
     "/apps/shop/draft",
     "/apps/shop/editor",
+    "/apps/shop/changes",
+    "/apps/shop/editor",
     "/apps/shop/executions",
     "/apps/shop/executions?environment=staging&errors=yes",
     "/apps/shop/executions?outcome=FAILED&gateway_id=gateway-3&min_duration=200ms",

@@ -22,6 +22,7 @@ async def test_the_whole_workflow_from_the_first_page(shown):
         await page.goto("/")
         await page.get_by_label("Name").fill("walk")
         await page.get_by_role("button", name="Create App").click()
+        await page.get_by_role("link", name="YAML", exact=True).click()
         await page.get_by_role("textbox", name="Draft").fill(sample_text())
         await page.get_by_role("button", name="Save draft").click()
         await expect(page.get_by_role("status")).to_contain_text("Saved as version 1")

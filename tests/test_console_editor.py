@@ -157,7 +157,16 @@ async def test_what_a_change_breaks_elsewhere_is_told_on_top(site):
     assert "there is no pipeline 'chat'" in html.unescape(refused.text)
     refused = await do(site, "move pipelines[0].stages[0] pipelines[0].stages[3]")
     assert "steps.intent has not run yet here" in html.unescape(refused.text)
-    for nonsense in ("", "delete", "delete x[0]", "delete pipelines", "delete pipelines[9]", "move tools[0] pipelines[0]", "sample x y"):
+    for nonsense in (
+        "",
+        "delete",
+        "delete x[0]",
+        "delete pipelines",
+        "delete pipelines[9]",
+        "move tools[0] pipelines[0]",
+        "sample x y",
+        "sample x",
+    ):
         assert (await do(site, nonsense)).status_code == 400, nonsense
     for at in ("nothing", "pipelines[9]", "pipelines[0].name", "pipelines[0].stages[0].steps[0].inference"):
         assert (await site.http.get(f"{EDITOR}/form?at={at}")).status_code == 400, at
@@ -251,6 +260,13 @@ async def test_changes_are_counted_since_the_newest_release(site):
     for path in (EDITOR, "/apps/shop/draft", "/apps/shop/changes"):
         assert '<span class="count">2<' in await site.page(path)
     assert "Changed since v1" in await site.page("/apps/shop/changes")
+
+
+async def test_a_sample_replaces_nothing(site):
+    before = await config(site)
+    refused = await do(site, "sample hello")
+    assert "which is not empty" in html.unescape(refused.text)
+    assert await config(site) == before
 
 
 async def test_a_form_of_another_browser_changes_nothing(site):

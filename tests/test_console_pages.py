@@ -16,7 +16,7 @@ async def site(tmp_path):
 async def test_an_app_is_created_and_its_releases_are_listed_with_state_and_environments(site):
     assert "No app yet" in await site.page("/apps")
     made = await site.send("/apps", app="shop", description="The shop's chat")
-    assert (made.status_code, made.headers["location"]) == (303, "/apps/shop/draft")
+    assert (made.status_code, made.headers["location"]) == (303, "/apps/shop/editor")
     assert "Nothing to release yet" in await site.page("/apps/shop/releases")
     for tag in ("v1", "v2", "v3"):
         await site.release("shop", tag, description=f"the one called {tag}")

@@ -39,4 +39,4 @@ class AppPages:
             created = await self._parts.apps.create(request.app, request.description, await visit.call(request))
         except PointsmanError as error:
             return await self.list(visit, error)
-        return visit.to(path("apps", created.app, "draft"))
+        return visit.to(path("apps", created.app, "editor"))

@@ -67,9 +67,7 @@ class EditorPages:
         config = await self._config(visit)
         try:
             if verb == "sample" and len(given) == 1:
-                text = STARTER if given[0] == "hello" else sample_text()
-                config = (await asyncio.to_thread(parse, text)).config
-                where = place_of("pipelines[0]")
+                config, where = await asyncio.to_thread(_sample, config, given[0]), place_of("pipelines[0]")
             elif verb == "move" and len(given) == 2:
                 where = places.move(config, place_of(given[0]), place_of(given[1]))
             elif verb == "delete" and len(given) == 1:
@@ -282,6 +280,16 @@ def _told(form: Form, at_path: str, error: InvalidField) -> Form:
     outside = [one for one in error.violations if one not in inside]
     wrong, others = by_field(form.layout, [Violation(one.field.removeprefix(at_path).removeprefix("."), one.description) for one in inside])
     return Form(form.place, form.layout, form.texts, wrong, others + outside, form.names, [], is_gone=False)
+
+
+def _sample(config: AppConfig, name: str) -> AppConfig:
+    """A draft to start from. Raises InvalidField when there is something in the draft, or no such sample."""
+    samples = {"hello": STARTER, "support-chat": sample_text()}
+    if name not in samples:
+        raise InvalidField([Violation("do", f"there is no sample {name[:80]!r}; there are {', '.join(samples)}")])
+    if config.ByteSize():
+        raise InvalidField([Violation("do", "a sample would replace the whole draft, which is not empty; delete what is in it first")])
+    return parse(samples[name]).config
 
 
 def _delete(config: AppConfig, place: Place) -> Place:
