@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
+import random
 import time
 import uuid
 from collections.abc import Collection, Coroutine, Iterable, Iterator, Sequence
@@ -65,6 +67,8 @@ class Session:
     rejections: dict[tuple[str, str], Rejection] = field(default_factory=dict)
     prepares: list[Prepare] = field(default_factory=list)
     connected: bool = True
+    move_within: float | None = None
+    """Seconds within which it shall connect elsewhere; None once it was told, or if it may stay."""
     superseded: bool = False
     """The same process has opened a newer stream; this one shall end."""
 
@@ -166,6 +170,15 @@ class Gateways:
     def behind_count(self, revision: int) -> int:
         """How many of them have not applied the revision yet."""
         return sum(session.revision < revision for session in self._connected)
+
+    def rebalance(self, percent: int, within_seconds: float) -> list[str]:
+        """Has so many of those that are connected here move elsewhere, each at a moment of its own; the ids of those that were asked."""
+        count = math.ceil(len(self._connected) * percent / 100)
+        moving = random.sample(sorted(self._connected, key=lambda session: session.identity.key), count)
+        for session in moving:
+            session.move_within = within_seconds
+            session.watcher.wake()
+        return sorted(session.identity.gateway_id for session in moving)
 
     async def known(self, after: tuple[str, ...], limit: int) -> list[GatewayInfo]:
         """At most `limit` gateway processes by their keys, those with a greater key than `after`; the connected, and those that were.

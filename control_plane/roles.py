@@ -46,7 +46,13 @@ ROLES: dict[str, dict[str, frozenset[Role]]] = {
         "ListDeployments": READERS,
         "WatchBindings": READERS,
     },
-    "GatewayService": {"Sync": GATEWAYS, "FetchSnapshot": GATEWAYS, "ReportExecutions": GATEWAYS, "ListGateways": READERS},
+    "GatewayService": {
+        "Sync": GATEWAYS,
+        "FetchSnapshot": GATEWAYS,
+        "ReportExecutions": GATEWAYS,
+        "ListGateways": READERS,
+        "RebalanceGateways": ADMINS,
+    },
     "ExecutionService": {
         "ListExecutions": READERS,
         "GetExecution": READERS,

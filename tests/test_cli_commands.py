@@ -21,6 +21,7 @@ from pointsman.v1 import apps_pb2
 from tests.clients import cli, cli_done
 from tests.processes import BIN, clean_environment
 from tests.sample_apps import as_yaml, marked
+from tests.simulated_gateway import SimulatedGateway
 
 
 @pytest.fixture
@@ -185,19 +186,42 @@ async def test_texts_of_others_cannot_steer_the_terminal(stack):
     hostile = "\x1b]0;owned\x07 [bold]not markup[/bold] [/]"
     app = f"hostile-{uuid.uuid4().hex[:8]}"
     await stack.plane.apps.CreateApp(apps_pb2.CreateAppRequest(app=app, description=hostile))
-    environment = clean_environment(POINTSMAN_SERVER=stack.control_plane.grpc, TERM="xterm")
+    shown = await _on_a_terminal("app", "list", POINTSMAN_SERVER=stack.control_plane.grpc)
+    assert b"\x1b]0;owned" not in shown
+    assert b"[bold]not markup[/bold] [/]" in shown, shown
+
+
+async def test_a_rollout_is_told_live_on_a_terminal(shop, stack):
+    """By gateway, for as long as one is not there yet; then the verdict alone stays."""
+    servers = {"POINTSMAN_SERVER": stack.control_plane.grpc, "POINTSMAN_APP": shop["POINTSMAN_APP"]}
+    async with SimulatedGateway("slow", apply=False, apps=[shop["POINTSMAN_APP"]]).connected(stack.control_plane.grpc) as slow:
+        shown = (await _on_a_terminal("deploy", "v1", "--to", "staging", "--wait", "1200ms", **servers)).decode()
+        assert slow.bindings
+    assert re.search(r"2/3 gateways serve v1 in staging, \d\.\d s", shown), shown
+    assert re.search(r"  slow  not yet; is at revision \d+, was heard 0 s ago", shown), shown
+    assert re.search(r"  east  serves v1", shown), shown
+    last = shown.rpartition("\x1b[J")[2]
+    assert re.match(r"2/3 gateways serve v1 in staging, revision \d+, 1\d{3} ms\r\n  not yet: slow ", last), last
+
+
+async def _on_a_terminal(*arguments, **environment):
+    """All that a command writes to a terminal."""
     leader, follower = pty.openpty()
     try:
         process = await asyncio.create_subprocess_exec(
-            BIN / "pointsman", "app", "list", stdin=follower, stdout=follower, stderr=follower, env=environment
+            BIN / "pointsman",
+            *arguments,
+            stdin=follower,
+            stdout=follower,
+            stderr=follower,
+            env=clean_environment(TERM="xterm", COLUMNS="120", **environment),
         )
         os.close(follower)
         shown = await asyncio.to_thread(lambda: b"".join(iter(lambda: _read(leader), b"")))
         assert await process.wait() == 0, shown
     finally:
         os.close(leader)
-    assert b"\x1b]0;owned" not in shown
-    assert b"[bold]not markup[/bold] [/]" in shown, shown
+    return shown
 
 
 def _read(leader: int) -> bytes:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
 import time
@@ -122,6 +123,46 @@ async def test_promise_04_a_deploy_through_one_replica_counts_the_gateways_of_al
                 listed = await other.listed()
                 assert {gateway.revision for gateway in listed.values()} == {rollout.revision}
                 assert {gateway.bindings[0].release for gateway in listed.values()} == {tag}
+
+
+async def test_a_share_of_the_gateways_moves_to_another_replica_and_misses_nothing(tmp_path, url):
+    async with contextlib.AsyncExitStack() as running:
+        a, b = [await running.enter_async_context(running_replica(tmp_path, url)) for _ in range(2)]
+        both = f"{a.server.grpc},{b.server.grpc}"
+        names = ["one", "two", "three"]
+        started = [await running.enter_async_context(start_gateway(tmp_path, both, gateway_id=name)) for name in names]
+        gates = [await running.enter_async_context(gateway_client(gateway)) for gateway in started]
+        await a.sees(*names)
+        since = {name: gateway.connect_time.ToDatetime() for name, gateway in (await a.listed()).items()}
+        app = await a.plane.create_app(v1=marked("v1"), v2=marked("v2"))
+        await a.plane.deploy(app, "v1")
+        request = gateways_pb2.RebalanceGatewaysRequest(percent=50, within=Duration(nanos=200_000_000))
+        moved = await a.plane.gateways.RebalanceGateways(request)
+        assert (moved.gateways_connected, len(moved.gateways_moving)) == (3, 2)
+        tags = itertools.cycle(("v2", "v1"))
+
+        async def gone():
+            """Deploys go on meanwhile; who has moved is connected still, since a later moment, and was at no time asked twice."""
+            tag = next(tags)
+            rollout = (await b.plane.deploy(app, tag)).rollout
+            assert (rollout.gateways_pending, rollout.gateways_rejected) == ([], [])
+            assert {(await gate.trigger(app)).release for gate in gates} <= {"v1", "v2"}
+            listed = await b.listed()
+            later = {name for name, gateway in listed.items() if gateway.connected and gateway.connect_time.ToDatetime() > since[name]}
+            return later == set(moved.gateways_moving)
+
+        await eventually(gone)
+        rollout = (await a.plane.deploy(app, next(tags))).rollout
+        assert (rollout.gateways_total, rollout.gateways_applied) == (3, 3)
+        # A second call finds only those that stayed.
+        assert (await a.plane.gateways.RebalanceGateways(request)).gateways_connected == 1
+
+
+async def test_a_rebalance_takes_a_share_and_a_time_that_make_sense(pair):
+    a, _, _ = pair
+    for wrong in ({}, {"percent": 101}, {"percent": 10, "within": Duration(seconds=301)}, {"percent": 10, "within": Duration(seconds=-1)}):
+        refusal = await refused(a.plane.gateways.RebalanceGateways(gateways_pb2.RebalanceGatewaysRequest(**wrong)))
+        assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", "INVALID_FIELD")
 
 
 async def test_promise_05_a_gateway_at_another_replica_can_veto(pair):

@@ -63,6 +63,7 @@ COMMANDS = {
     "history": ("control_plane.cli.deployments:history", "What was live when, by whom and why."),
     "watch": ("control_plane.cli.watching:watch", "Follow what is live."),
     "gateways": ("control_plane.cli.status:gateways", "The gateways and how far they are."),
+    "rebalance": ("control_plane.cli.status:rebalance", "Have gateways connect to other replicas."),
     "trigger": ("control_plane.cli.triggers:trigger", "Run an endpoint."),
     "logs": ("control_plane.cli.executions:logs", "What ran, and with -f what runs."),
     "execution": ("control_plane.cli.executions:command", "Executions: list, show, rerun."),

@@ -11,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from control_plane.cli.client import Connection, new_request_id, only_app, server_options
 from control_plane.cli.durations import DURATION
 from control_plane.cli.output import output_option, short, show, table, when
+from control_plane.cli.progress import told_live
 from control_plane.cli.rollout import tell_rollout
 from pointsman.v1 import deployments_pb2 as pb
 from pointsman.v1 import deployments_pb2_grpc
@@ -59,7 +60,9 @@ def _carry_out(options: dict[str, Any], make: Callable[[str, dict[str, Any]], tu
     stub = deployments_pb2_grpc.DeploymentServiceStub(connection.channel)
     method, request = make(app, _common(options))
     wait = DEFAULT_WAIT_SECONDS if options["wait"] is None else options["wait"]
-    response = connection.call(getattr(stub, method), request, wait + CALL_SECONDS)
+    environment = request.to_environment if method == "Promote" else request.environment
+    with told_live(connection, app, environment, options["output"]):
+        response = connection.call(getattr(stub, method), request, wait + CALL_SECONDS)
 
     def text() -> None:
         binding = response.binding

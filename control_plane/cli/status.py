@@ -1,4 +1,4 @@
-"""pointsman status and gateways: what is live where, and who serves it."""
+"""pointsman status, gateways and rebalance: what is live where, and who serves it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from datetime import datetime
 import click
 
 from control_plane.cli.client import Connection, server_options
+from control_plane.cli.durations import DURATION
 from control_plane.cli.moments import MOMENT
 from control_plane.cli.output import ago, harmless, output_option, print_plain, short, show, table, when, whole
 from pointsman.v1 import deployments_pb2, deployments_pb2_grpc, gateways_pb2, gateways_pb2_grpc
@@ -121,3 +122,27 @@ def gateways(server: str | None, output: str) -> None:
     ]
     headings = ("GATEWAY", "CONNECTED", "REVISION", "HEARD", "BINDINGS", "REFUSED", "VERSION", "FROM")
     show(response, output, lambda: table(headings, rows, "No gateway has connected yet. Start one: pointsman gateway"))
+
+
+@click.command()
+@click.argument("percent", type=click.IntRange(1, 100))
+@click.option("--within", type=DURATION, help="Each goes at a random moment within this: 10s, 500ms, 2m; at most 5m. [10s]")
+@server_options(app=False)
+@output_option
+def rebalance(percent: int, within: float | None, server: str | None, output: str) -> None:
+    """Have PERCENT of the gateways of this replica connect to other replicas; they serve on meanwhile.
+
+    Example: pointsman --server replica-1:7400 rebalance 50 --within 30s
+    """
+    connection = Connection("server", server)
+    request = gateways_pb2.RebalanceGatewaysRequest(percent=percent)
+    if within is not None:
+        request.within.FromMilliseconds(round(within * 1000))
+    response = connection.call(gateways_pb2_grpc.GatewayServiceStub(connection.channel).RebalanceGateways, request)
+
+    def text() -> None:
+        click.echo(f"{len(response.gateways_moving)} of {response.gateways_connected} gateways go elsewhere; see pointsman gateways")
+        for gateway_id in response.gateways_moving:
+            click.echo(f"  {gateway_id}")
+
+    show(response, output, text)

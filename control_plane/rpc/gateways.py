@@ -30,6 +30,7 @@ SILENCE_SECONDS = 3 * HEARTBEAT_INTERVAL_SECONDS
 # So often at least does a gateway hear of us within the shortest max_staleness: one late word makes nobody stale.
 WORDS_WITHIN_STALENESS = 3
 MOVE_WITHIN_SECONDS = 2.0
+REBALANCE_WITHIN_SECONDS = 10.0
 
 log = structlog.get_logger()
 
@@ -75,8 +76,12 @@ class GatewayServicer(gateways_pb2_grpc.GatewayServiceServicer):
         synced = False
         while not reader.done() and not session.superseded and not self._silent(session):
             if self._hub.closing:
-                yield _move()
+                yield _move(MOVE_WITHIN_SECONDS)
                 raise ShuttingDown("This control plane is shutting down; connect again, to another replica if there is one.")
+            if session.move_within is not None:
+                # The stream goes on until the gateway has left, so that nothing is missed meanwhile.
+                within, session.move_within = session.move_within, None
+                yield _move(within)
             prepares, session.prepares = session.prepares, []
             for prepare in prepares:
                 yield _prepare(prepare)
@@ -164,6 +169,14 @@ class GatewayServicer(gateways_pb2_grpc.GatewayServiceServicer):
             gateways.append(convert.gateway(info, sorted(bindings, key=lambda b: (b.app, b.environment))))
         return pb.ListGatewaysResponse(gateways=gateways, next_page_token=page.next_page_token)
 
+    async def RebalanceGateways(self, request: pb.RebalanceGatewaysRequest, _context: Any) -> pb.RebalanceGatewaysResponse:
+        """See gateways.proto."""
+        connected = self._gateways.connected_count
+        within = request.within.ToTimedelta().total_seconds() if request.HasField("within") else REBALANCE_WITHIN_SECONDS
+        moving = self._gateways.rebalance(request.percent, within)
+        log.info("gateways were asked to move", moving=len(moving), connected=connected, within_seconds=within)
+        return pb.RebalanceGatewaysResponse(gateways_connected=connected, gateways_moving=moving)
+
 
 async def _hello(requests: AsyncIterator[pb.SyncRequest]) -> pb.SyncRequest.Hello:
     try:
@@ -183,8 +196,8 @@ def _prepare(found: Prepare) -> bytes:
     return pb.SyncResponse(prepare=pb.SyncResponse.Prepare(prepare_id=found.prepare_id, targets=targets)).SerializeToString()
 
 
-def _move() -> bytes:
-    return pb.SyncResponse(move=pb.SyncResponse.Move(within=convert.duration(MOVE_WITHIN_SECONDS))).SerializeToString()
+def _move(within_seconds: float) -> bytes:
+    return pb.SyncResponse(move=pb.SyncResponse.Move(within=convert.duration(within_seconds))).SerializeToString()
 
 
 def _rejection(found: pb.SyncRequest.Rejection) -> Rejection:

@@ -655,3 +655,59 @@ class ListGatewaysResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListGatewaysResponse: _TypeAlias = ListGatewaysResponse  # noqa: Y015
+
+@_typing.final
+class RebalanceGatewaysRequest(_message.Message):
+    """Asks for streams to move."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PERCENT_FIELD_NUMBER: _builtins.int
+    WITHIN_FIELD_NUMBER: _builtins.int
+    percent: _builtins.int
+    """How many of the gateways that are connected here, in per cent, rounded up; chosen by chance."""
+    @_builtins.property
+    def within(self) -> _duration_pb2.Duration:
+        """Each goes at a random moment within this, default 10 s, at most 5 minutes, so that not all come elsewhere at once."""
+
+    def __init__(
+        self,
+        *,
+        percent: _builtins.int = ...,
+        within: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["within", b"within"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["percent", b"percent", "within", b"within"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebalanceGatewaysRequest: _TypeAlias = RebalanceGatewaysRequest  # noqa: Y015
+
+@_typing.final
+class RebalanceGatewaysResponse(_message.Message):
+    """Who was asked to move."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GATEWAYS_CONNECTED_FIELD_NUMBER: _builtins.int
+    GATEWAYS_MOVING_FIELD_NUMBER: _builtins.int
+    gateways_connected: _builtins.int
+    """How many were connected to this replica."""
+    @_builtins.property
+    def gateways_moving(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those that were asked, by id."""
+
+    def __init__(
+        self,
+        *,
+        gateways_connected: _builtins.int = ...,
+        gateways_moving: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateways_connected", b"gateways_connected", "gateways_moving", b"gateways_moving"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebalanceGatewaysResponse: _TypeAlias = RebalanceGatewaysResponse  # noqa: Y015

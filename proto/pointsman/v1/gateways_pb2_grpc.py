@@ -56,6 +56,11 @@ class GatewayServiceStub:
                 request_serializer=pointsman_dot_v1_dot_gateways__pb2.ListGatewaysRequest.SerializeToString,
                 response_deserializer=pointsman_dot_v1_dot_gateways__pb2.ListGatewaysResponse.FromString,
                 _registered_method=True)
+        self.RebalanceGateways = channel.unary_unary(
+                '/pointsman.v1.GatewayService/RebalanceGateways',
+                request_serializer=pointsman_dot_v1_dot_gateways__pb2.RebalanceGatewaysRequest.SerializeToString,
+                response_deserializer=pointsman_dot_v1_dot_gateways__pb2.RebalanceGatewaysResponse.FromString,
+                _registered_method=True)
 
 
 class GatewayServiceServicer:
@@ -87,7 +92,15 @@ class GatewayServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListGateways(self, request, context):
-        """Lists the gateways that are connected, or were since this control plane started, by id.
+        """Lists the gateways that are connected to any replica, or were since the replica started, by id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RebalanceGateways(self, request, context):
+        """Asks a share of the gateways that are connected to the replica that answers to connect elsewhere: to the next control plane on
+        their lists, or to whichever a load balancer gives them. They serve on meanwhile, and miss nothing. Errors: INVALID_FIELD.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -115,6 +128,11 @@ def add_GatewayServiceServicer_to_server(servicer, server):
                     servicer.ListGateways,
                     request_deserializer=pointsman_dot_v1_dot_gateways__pb2.ListGatewaysRequest.FromString,
                     response_serializer=pointsman_dot_v1_dot_gateways__pb2.ListGatewaysResponse.SerializeToString,
+            ),
+            'RebalanceGateways': grpc.unary_unary_rpc_method_handler(
+                    servicer.RebalanceGateways,
+                    request_deserializer=pointsman_dot_v1_dot_gateways__pb2.RebalanceGatewaysRequest.FromString,
+                    response_serializer=pointsman_dot_v1_dot_gateways__pb2.RebalanceGatewaysResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -226,6 +244,33 @@ class GatewayService:
             '/pointsman.v1.GatewayService/ListGateways',
             pointsman_dot_v1_dot_gateways__pb2.ListGatewaysRequest.SerializeToString,
             pointsman_dot_v1_dot_gateways__pb2.ListGatewaysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RebalanceGateways(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pointsman.v1.GatewayService/RebalanceGateways',
+            pointsman_dot_v1_dot_gateways__pb2.RebalanceGatewaysRequest.SerializeToString,
+            pointsman_dot_v1_dot_gateways__pb2.RebalanceGatewaysResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,7 +45,11 @@ class GatewayServiceStub:
     ReportExecutions: _grpc.UnaryUnaryMultiCallable[_executions_pb2.ReportExecutionsRequest, _executions_pb2.ReportExecutionsResponse]
     """Stores what gateways ran; a repeat stores nothing twice. Errors: INVALID_FIELD, TOO_LARGE, STORE_UNAVAILABLE."""
     ListGateways: _grpc.UnaryUnaryMultiCallable[_gateways_pb2.ListGatewaysRequest, _gateways_pb2.ListGatewaysResponse]
-    """Lists the gateways that are connected, or were since this control plane started, by id."""
+    """Lists the gateways that are connected to any replica, or were since the replica started, by id."""
+    RebalanceGateways: _grpc.UnaryUnaryMultiCallable[_gateways_pb2.RebalanceGatewaysRequest, _gateways_pb2.RebalanceGatewaysResponse]
+    """Asks a share of the gateways that are connected to the replica that answers to connect elsewhere: to the next control plane on
+    their lists, or to whichever a load balancer gives them. They serve on meanwhile, and miss nothing. Errors: INVALID_FIELD.
+    """
 
 @_typing.type_check_only
 class GatewayServiceAsyncStub(GatewayServiceStub):
@@ -63,7 +67,11 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     ReportExecutions: _aio.UnaryUnaryMultiCallable[_executions_pb2.ReportExecutionsRequest, _executions_pb2.ReportExecutionsResponse]  # type: ignore[assignment]
     """Stores what gateways ran; a repeat stores nothing twice. Errors: INVALID_FIELD, TOO_LARGE, STORE_UNAVAILABLE."""
     ListGateways: _aio.UnaryUnaryMultiCallable[_gateways_pb2.ListGatewaysRequest, _gateways_pb2.ListGatewaysResponse]  # type: ignore[assignment]
-    """Lists the gateways that are connected, or were since this control plane started, by id."""
+    """Lists the gateways that are connected to any replica, or were since the replica started, by id."""
+    RebalanceGateways: _aio.UnaryUnaryMultiCallable[_gateways_pb2.RebalanceGatewaysRequest, _gateways_pb2.RebalanceGatewaysResponse]  # type: ignore[assignment]
+    """Asks a share of the gateways that are connected to the replica that answers to connect elsewhere: to the next control plane on
+    their lists, or to whichever a load balancer gives them. They serve on meanwhile, and miss nothing. Errors: INVALID_FIELD.
+    """
 
 class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
     """How gateways learn what to serve, and what the control plane knows of them."""
@@ -102,6 +110,16 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateways_pb2.ListGatewaysRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateways_pb2.ListGatewaysResponse, _abc.Awaitable[_gateways_pb2.ListGatewaysResponse]]:
-        """Lists the gateways that are connected, or were since this control plane started, by id."""
+        """Lists the gateways that are connected to any replica, or were since the replica started, by id."""
+
+    @_abc_1.abstractmethod
+    def RebalanceGateways(
+        self,
+        request: _gateways_pb2.RebalanceGatewaysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gateways_pb2.RebalanceGatewaysResponse, _abc.Awaitable[_gateways_pb2.RebalanceGatewaysResponse]]:
+        """Asks a share of the gateways that are connected to the replica that answers to connect elsewhere: to the next control plane on
+        their lists, or to whichever a load balancer gives them. They serve on meanwhile, and miss nothing. Errors: INVALID_FIELD.
+        """
 
 def add_GatewayServiceServicer_to_server(servicer: GatewayServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
