@@ -22,6 +22,7 @@ from control_plane.http import make_app
 from control_plane.hub import Hub
 from control_plane.metrics import Metrics
 from control_plane.rpc.apps import AppServicer
+from control_plane.rpc.audit import AuditServicer, Refusals
 from control_plane.rpc.authorisation import Authorisation
 from control_plane.rpc.deployments import DeploymentServicer
 from control_plane.rpc.environments import EnvironmentServicer
@@ -30,6 +31,7 @@ from control_plane.rpc.gateways import GatewayServicer
 from control_plane.rpc.releases import ReleaseServicer
 from control_plane.rpc.tokens import TokenServicer
 from control_plane.service.apps import Apps
+from control_plane.service.audit import Audit
 from control_plane.service.calls import utc_now
 from control_plane.service.deployments import Deployments
 from control_plane.service.environments import Environments
@@ -49,6 +51,8 @@ from pointsman.tls import ServerTls, client_tls, server_tls
 from pointsman.v1 import (
     apps_pb2,
     apps_pb2_grpc,
+    audit_pb2,
+    audit_pb2_grpc,
     deployments_pb2,
     deployments_pb2_grpc,
     environments_pb2,
@@ -100,7 +104,10 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         _check_reach(settings, authority)
         noting = asyncio.create_task(authority.run(), name="authority")
         closing.push_async_callback(_ended, noting)
-        grpc_server = GrpcServer(authorise=Authorisation(authority), observe=metrics.observe, tls=tls)
+        audit = Audit(store, utc_now)
+        auditing = asyncio.create_task(audit.run(), name="audit")
+        closing.push_async_callback(_ended, auditing)
+        grpc_server = GrpcServer(authorise=Authorisation(authority), observe=metrics.observe, refused=Refusals(audit), tls=tls)
         door = _open_door(settings)
         closing.push_async_callback(door.close)
         parts = Parts(
@@ -115,6 +122,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             gateway_door=door,
             hub=hub,
             authority=authority,
+            audit=audit,
             clock=utc_now,
             grpc_address=settings.listen,
         )
@@ -145,7 +153,8 @@ def _add_services(server: Any, parts: Parts, store: Store) -> list[str]:
     gateways_pb2_grpc.add_GatewayServiceServicer_to_server(gateways, server)
     executions_pb2_grpc.add_ExecutionServiceServicer_to_server(ExecutionServicer(executions, parts.tail), server)
     tokens_pb2_grpc.add_TokenServiceServicer_to_server(TokenServicer(parts.tokens), server)
-    files = (apps_pb2, environments_pb2, releases_pb2, deployments_pb2, gateways_pb2, executions_pb2, tokens_pb2)
+    audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(parts.audit), server)
+    files = (apps_pb2, environments_pb2, releases_pb2, deployments_pb2, gateways_pb2, executions_pb2, tokens_pb2, audit_pb2)
     return [service.full_name for file in files for service in file.DESCRIPTOR.services_by_name.values()]
 
 

@@ -258,6 +258,47 @@ class RateLimit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """Who wants to change what, and from where, as the audit log tells it. `detail` is JSON."""
+
+    actor: str
+    token_id: str = ""
+    peer: str = ""
+    method: str
+    app: str = ""
+    environment: str = ""
+    detail: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditEntry(Attempt):
+    """What became of an attempt: done, or refused `count` times. The store gives it position and hash; see pointsman.audit."""
+
+    position: int = 0
+    entry_time: datetime
+    before_revision: int = 0
+    revision: int = 0
+    outcome: str
+    message: str = ""
+    count: int = 1
+    hash: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditFilter:
+    """Which entries are wanted; empty: all. The outcome `REFUSED` is all but `OK`; an `actor` is a name or a token_id."""
+
+    app: str = ""
+    environment: str = ""
+    actor: str = ""
+    method: str = ""
+    outcome: str = ""
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Token:
     """What a secret allows whose SHA-256 is `secret_hash`; empty `apps`, `environments`, `endpoints`: all.
 

@@ -61,6 +61,7 @@ ROLES: dict[str, dict[str, frozenset[Role]]] = {
         "GetRollbackReport": READERS,
     },
     "TokenService": {"CreateToken": ADMINS, "ListTokens": ADMINS, "RevokeToken": ADMINS},
+    "AuditService": {"ListAuditEntries": ADMINS},
     "ServerReflection": {"ServerReflectionInfo": frozenset(Role)},
 }
 """Service, method -> who may call it."""

@@ -24,6 +24,7 @@ from control_plane.hub import Hub
 from control_plane.metrics import Metrics
 from control_plane.rpc.executions import report_of
 from control_plane.service.apps import Apps
+from control_plane.service.audit import Audit
 from control_plane.service.calls import Call, utc_now
 from control_plane.service.deployments import Deployments, Options
 from control_plane.service.environments import Environments
@@ -107,6 +108,7 @@ async def open_site(folder: Path, gateway_url: str = "", store_url: str = "") ->
     hub, gateways = Hub(store), Gateways(utc_now, prepare_timeout_seconds=0.5)
     await hub.start()
     authority = Authority(hub, store, utc_now)
+    audit = Audit(store, utc_now)
     deployments = Deployments(store, gateways, utc_now)
     parts = Parts(
         apps=Apps(store, utc_now),
@@ -120,6 +122,7 @@ async def open_site(folder: Path, gateway_url: str = "", store_url: str = "") ->
         gateway_door=door,
         hub=hub,
         authority=authority,
+        audit=audit,
         clock=utc_now,
         grpc_address=Address("127.0.0.1", 7400),
     )

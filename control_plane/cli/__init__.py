@@ -72,6 +72,7 @@ COMMANDS = {
     "drill": ("control_plane.cli.drills:command", "Rehearse failures: gateways without their control plane."),
     "environment": ("control_plane.cli.environments:command", "Environments: create, list, update, delete."),
     "token": ("control_plane.cli.tokens:command", "Tokens: bootstrap, create, list, revoke."),
+    "audit": ("control_plane.cli.audit:command", "Who changed what, who was refused: list, verify, export."),
     "certs": ("control_plane.cli.certs:command", "Certificates to try TLS with."),
     "backup": ("control_plane.cli:backup", "Copy a SQLite store while it is used."),
     "copy-store": ("control_plane.cli:copy_store", "Move an installation to another store."),

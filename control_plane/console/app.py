@@ -58,6 +58,7 @@ class Console:
     def __init__(self, parts: Parts, hosts: str) -> None:
         self._pages = Pages(parts.clock)
         self._authority = parts.authority
+        self._audit = parts.audit
         signing = SigningPages(parts)
         self._signing = [Page("/sign-in", signing.show, signing.take), Page("/sign-out", signing.show, signing.leave)]
         self._hosts = {host.strip().lower() for host in hosts.split(",")}
@@ -117,28 +118,37 @@ class Console:
     def _door(self, page: Page, *, is_closed: bool) -> Callable[[Request], Awaitable[Response]]:
         async def come_in(request: Request) -> Response:
             browser = Browser(request)
-            caller = None
+            visit = Visit(request, self._pages, browser, {})
             try:
                 self._check_host(request)
                 caller = self._admit(request) if is_closed else None
+                visit = Visit(request, self._pages, browser, {}, caller)
                 if request.method == "POST" and page.take is not None:
                     _check_origin(request)
-                    form = await read_form(request, page.max_form_bytes)
-                    response = await page.take(Visit(request, self._pages, browser, form, caller))
+                    visit = Visit(request, self._pages, browser, await read_form(request, page.max_form_bytes), caller)
+                    response = await page.take(visit)
                 else:
-                    response = await page.show(Visit(request, self._pages, browser, {}, caller))
+                    response = await page.show(visit)
             except Unauthenticated as error:
+                visit.problem = error
                 response = self._ask_to_sign_in(request, browser, error)
             except PointsmanError as error:
-                response = Visit(request, self._pages, browser, {}, caller).page("error.html", problem=error)
+                response = visit.page("error.html", problem=error)
             except Exception:
                 request_id = str(uuid.uuid4())
                 log.exception("page failed", path=request.url.path, request_id=request_id)
-                response = Visit(request, self._pages, browser, {}, caller).page("error.html", problem=Internal(request_id))
+                response = visit.page("error.html", problem=Internal(request_id))
+            if request.method == "POST" and visit.problem is not None:
+                self._note_refusal(visit, visit.problem)
             browser.remember(response)
             return response
 
         return come_in
+
+    def _note_refusal(self, visit: Visit, problem: PointsmanError) -> None:
+        """For the audit log: a change that was refused, and a form that nobody may send. Others are only to be filled in better."""
+        if visit.wish is not None or isinstance(problem, PermissionDenied | Unauthenticated):
+            self._audit.refused(visit.refused(), problem)
 
     def _admit(self, request: Request) -> Token | None:
         """Whose token is shown, if it may look at what the path names; None while there are no tokens.

@@ -11,6 +11,7 @@ from control_plane.gateways import Gateways
 from control_plane.hub import Hub
 from control_plane.model import Binding, Environment
 from control_plane.service.apps import Apps
+from control_plane.service.audit import Audit
 from control_plane.service.calls import Clock
 from control_plane.service.deployments import Deployments
 from control_plane.service.environments import Environments
@@ -38,6 +39,7 @@ class Parts:
     gateway_door: GatewayDoor
     hub: Hub
     authority: Authority
+    audit: Audit
     clock: Clock
     grpc_address: Address
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import uuid
 from collections.abc import AsyncIterator, Mapping
@@ -17,10 +18,10 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from control_plane.authority import Authority
 from control_plane.console.pages import SECURITY_HEADERS, Pages
 from control_plane.console.session import Browser, authorization_of, caller_of, named
-from control_plane.model import Role, Token
+from control_plane.model import Attempt, Role, Token
 from control_plane.roles import check_method, check_place
 from control_plane.roles import check_request as check_request_of
-from control_plane.service.calls import Call, fingerprint_of
+from control_plane.service.calls import Call, attempt_of, fingerprint_of
 from pointsman.errors import InvalidField, PermissionDenied, PointsmanError, TooLarge, Violation
 from pointsman.rules import check_request
 
@@ -77,6 +78,10 @@ class Visit:
         self._browser = browser
         self._form = form
         self.actor = named(caller)
+        self.wish: Attempt | None = None
+        """What the form was to change, once that is known; for the audit log."""
+        self.problem: PointsmanError | None = None
+        """What the page that was made told."""
 
     def part(self, name: str) -> str:
         """A part of the path."""
@@ -123,12 +128,26 @@ class Visit:
             PermissionDenied: when the form was not made for this browser, or the token does not allow this.
             InvalidField: with every rule that the request breaks.
         """
+        self.wish = attempt_of(request, actor=self.actor, token_id=self._token_id, peer=self._peer)
         self.check_form()
         await self.check(request)
         request_id = self.typed("request_id")
-        if not request_id:
-            return Call(actor=self.actor)
-        return Call(actor=self.actor, request_id=request_id, fingerprint=fingerprint_of(request))
+        fingerprint = fingerprint_of(request) if request_id else ""
+        return Call(actor=self.actor, request_id=request_id, fingerprint=fingerprint, attempt=self.wish)
+
+    def refused(self) -> Attempt:
+        """What was refused: what the form was to change, or where it was sent before that was known."""
+        where = json.dumps({"path": self._request.url.path})
+        return self.wish or Attempt(actor=self.actor, token_id=self._token_id, peer=self._peer, method="console", detail=where)
+
+    @property
+    def _token_id(self) -> str:
+        return self._caller.token_id if self._caller is not None else ""
+
+    @property
+    def _peer(self) -> str:
+        client = self._request.client
+        return f"{client.host}:{client.port}" if client is not None else ""
 
     def check_form(self) -> None:
         """Raises PermissionDenied when the form was not made for this browser."""
@@ -200,6 +219,7 @@ class Visit:
             "is_admin": self._caller is None or self._caller.role is Role.ADMIN,
             "new_request_id": lambda: str(uuid.uuid4()),
         }
+        self.problem = problem
         told = None if problem is None else Problem(problem)
         return self._pages.respond(template, status if problem is None else problem.http_status, problem=told, **common, **shown)
 

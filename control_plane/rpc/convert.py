@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import unquote
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
@@ -12,7 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from control_plane import model
 from control_plane.authority import actor_of
 from control_plane.rpc.authorisation import CALLER
-from control_plane.service.calls import ANONYMOUS, Call, fingerprint_of
+from control_plane.service.calls import ANONYMOUS, Call, attempt_of, fingerprint_of
 from control_plane.service.deployments import Deployed
 from control_plane.service.paging import PageRequest
 from control_plane.service.releases import ReleaseInfo
@@ -57,7 +58,7 @@ def duration(seconds: float) -> Duration:
     return found
 
 
-def _actor(context: Any) -> str:
+def actor_of_call(context: Any) -> str:
     """Whose token was shown; while there are no tokens callers may name themselves, in the metadata `x-actor`."""
     caller = CALLER.get()
     if caller is not None:
@@ -66,16 +67,30 @@ def _actor(context: Any) -> str:
     return str(metadata.get(ACTOR_METADATA, "")).strip()[:MAX_ACTOR_CHARS] or ANONYMOUS
 
 
+def token_id_of_call() -> str:
+    """Of the token that was shown; empty when none was."""
+    caller = CALLER.get()
+    return caller.token_id if caller is not None else ""
+
+
+def peer_of(context: Any) -> str:
+    """Address and port that the call came from."""
+    return unquote(str(context.peer())).removeprefix("ipv4:").removeprefix("ipv6:")
+
+
+def attempt_of_call(request: Message, context: Any) -> model.Attempt:
+    """Who wants what, for the audit log."""
+    return attempt_of(request, actor=actor_of_call(context), token_id=token_id_of_call(), peer=peer_of(context))
+
+
 def call_of(request: Any, context: Any) -> Call:
     """Who asks and how, of a mutation."""
-    actor = _actor(context)
-    if not request.request_id:
-        return Call(actor=actor, validate_only=request.validate_only)
     return Call(
-        actor=actor,
+        actor=actor_of_call(context),
         request_id=request.request_id,
-        fingerprint=fingerprint_of(request),
+        fingerprint=fingerprint_of(request) if request.request_id else "",
         validate_only=request.validate_only,
+        attempt=attempt_of_call(request, context),
     )
 
 

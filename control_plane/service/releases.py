@@ -10,7 +10,7 @@ import structlog
 
 from control_plane.model import Release, ReleaseState, digest_of
 from control_plane.service.apps import check_size, find_app
-from control_plane.service.calls import Call, Clock, once, recall
+from control_plane.service.calls import Call, Clock, once, recall, record
 from control_plane.service.deployments import Deployed, Deployments, Options, find_release
 from control_plane.service.environments import find_environment
 from control_plane.service.paging import Page, PageRequest
@@ -90,7 +90,11 @@ class Releases:
                 return await once(tx, call, now, Release, create)
             # With deploy_to the request is remembered with its deployment, which comes after.
             repeated = await recall(tx, call) is not None
-            return (await tx.release(app, tag) if repeated else None) or await create()
+            release = await tx.release(app, tag) if repeated else None
+            if release is None:
+                release = await create()
+                await record(tx, call, now)
+            return release
 
         release = await self._store.write(work, dry_run=call.validate_only)
         deployed = None

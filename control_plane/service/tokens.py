@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 from control_plane.gateways import Gateways
-from control_plane.model import RateLimit, Role, Rollout, Token
-from control_plane.service.calls import Call, Clock, once
+from control_plane.model import Attempt, RateLimit, Role, Rollout, Token
+from control_plane.service.calls import Call, Clock, once, record
 from control_plane.service.paging import Page, PageRequest
 from control_plane.storage.base import ReadTransaction, Store, Transaction
 from pointsman.errors import InvalidField, TokenNotFound, Violation
@@ -135,7 +136,11 @@ async def bootstrap(store: Store, now: datetime, *, force: bool = False) -> str 
     async def work(tx: Transaction) -> bool:
         if not force and await tx.tokens(after="", limit=1):
             return False
-        await add_token(tx, NewToken(name="bootstrap", role=Role.ADMIN), secret, actor="bootstrap", now=now)
+        token = await add_token(tx, NewToken(name="bootstrap", role=Role.ADMIN), secret, actor="bootstrap", now=now)
+        attempt = Attempt(
+            actor="bootstrap", method="CreateToken", detail=json.dumps({"token_id": token.token_id, "role": token.role.value})
+        )
+        await record(tx, Call(actor="bootstrap", attempt=attempt), now)
         return True
 
     return secret if await store.write(work) else None

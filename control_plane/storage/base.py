@@ -13,6 +13,8 @@ from typing import Protocol, TypeVar
 from control_plane.execution_model import Execution, Figures, Report, Use, Wanted
 from control_plane.model import (
     App,
+    AuditEntry,
+    AuditFilter,
     Binding,
     Deployment,
     Draft,
@@ -150,12 +152,19 @@ class ReadTransaction(Protocol):
     async def remembered_request(self, caller: str, request_id: str) -> RememberedRequest | None:
         """The first answer given to this request."""
 
+    async def audit_entries(self, wanted: AuditFilter, *, after: int | None, oldest_first: bool, limit: int) -> list[AuditEntry]:
+        """At most `limit` that pass, by position, newest first unless the oldest are; those beyond the position `after`."""
+
 
 class Transaction(ReadTransaction, Protocol):
     """A read transaction that can also write, and sees its own writes. Nobody else sees them before the commit.
 
     References must hold: a release needs its app and its snapshot, a deployment its release, or the record that it was pruned.
     """
+
+    @property
+    def grown(self) -> tuple[int, int] | None:
+        """The revision before the first next_revision of this transaction, and that of the last; None before any."""
 
     async def next_revision(self) -> int:
         """Adds one to the counter and returns it. Two transactions never get the same one, and they commit in this order."""
@@ -201,6 +210,9 @@ class Transaction(ReadTransaction, Protocol):
 
         Since when it is gone can never be updated or deleted after.
         """
+
+    async def append_audit(self, entry: AuditEntry) -> None:
+        """Adds it at the next position, with the hash that pointsman.audit gives it after the one before. None ever changes or goes."""
 
     async def insert_token(self, token: Token) -> None:
         """The id must be free."""

@@ -34,6 +34,7 @@ TABLES = (
     "requests",
     "staleness_policies",
     "tokens",
+    "audit_entries",
 )
 # What each store has of its own; and executions, which are records of the past that nothing refers to.
 NOT_COPIED = (
@@ -226,6 +227,7 @@ async def _finish(into: SqlTransaction, source: Store, target: Store, copied: Co
                 "Stop its control planes, and copy to a new store"
             )
         if _engine(target) == "postgres" and "position" in await _names(into, target, name):
+            # Null for a position that the program gives, and then nothing is set.
             sequence = f"pg_get_serial_sequence('{name}', 'position')"
             await into.rows(f"SELECT setval({sequence}, (SELECT max(position) FROM {name})) WHERE EXISTS (SELECT 1 FROM {name})")
     await into.rows("UPDATE counter SET store_id = ?, revision = ?", copied.store_id, copied.revision)

@@ -13,7 +13,7 @@ from sqlite_utils import Database, Migrations
 steps = Migrations("pointsman")
 
 FIRST_IMMUTABLE_TABLES = ("snapshots", "releases", "deployments")
-IMMUTABLE_TABLES = (*FIRST_IMMUTABLE_TABLES, "unbindings", "prunings")
+IMMUTABLE_TABLES = (*FIRST_IMMUTABLE_TABLES, "unbindings", "prunings", "audit_entries")
 
 
 @steps()
@@ -124,6 +124,32 @@ def tokens(db: Database) -> None:
         ) STRICT"""
     )
     db.execute("CREATE INDEX tokens_newest ON tokens (revision)")
+
+
+@steps()
+def audit(db: Database) -> None:
+    """Who changed what, and who was refused: each entry has a hash over that of the one before."""
+    db.execute(
+        """CREATE TABLE audit_entries (
+            position INTEGER PRIMARY KEY,
+            entry_time INTEGER NOT NULL,
+            actor TEXT NOT NULL,
+            token_id TEXT NOT NULL,
+            peer TEXT NOT NULL,
+            method TEXT NOT NULL,
+            app TEXT NOT NULL,
+            environment TEXT NOT NULL,
+            detail TEXT NOT NULL,
+            reason TEXT NOT NULL,
+            before_revision INTEGER NOT NULL,
+            revision INTEGER NOT NULL,
+            outcome TEXT NOT NULL,
+            message TEXT NOT NULL,
+            count INTEGER NOT NULL,
+            hash BLOB NOT NULL
+        ) STRICT"""
+    )
+    _refuse_changes(db, "audit_entries")
 
 
 def _refuse_changes(db: Database, table: str) -> None:

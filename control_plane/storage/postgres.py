@@ -23,6 +23,7 @@ from control_plane.storage.group_commit import GroupCommitStore, Job, VerdictLat
 from control_plane.storage.postgres_connection import cause_of, commit, connect, location_of, one_line, parse, shut, translated
 from control_plane.storage.postgres_following import CHANNEL, Limits, listen, mark, outcome
 from control_plane.storage.postgres_schema import bring_up_to_date
+from control_plane.storage.sql_audit import SqlAudit
 from control_plane.storage.sql_history import SqlHistory
 from control_plane.storage.sql_tokens import SqlTokens
 from pointsman.errors import StoreUnavailable
@@ -42,21 +43,15 @@ _BEGIN_WRITE = (
 _BEGIN_READ = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 
-class PostgresTransaction(SqlHistory, SqlTokens):
+class PostgresTransaction(SqlHistory, SqlTokens, SqlAudit):
     """Runs statements on a connection of the thread that it is used on."""
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self._connection = connection
-        self.revision_grew = False
 
     async def _rows(self, sql: str, *parameters: Any) -> list[Sequence[Any]]:
         cursor = self._connection.execute(translated(sql), parameters, binary=True)
         return cursor.fetchall() if cursor.description else []
-
-    async def next_revision(self) -> int:
-        """See base.Transaction."""
-        self.revision_grew = True
-        return await super().next_revision()
 
 
 class PostgresStore(GroupCommitStore):
@@ -226,7 +221,7 @@ class PostgresStore(GroupCommitStore):
             job.error = error
         if job.error is None and writer.info.transaction_status != TransactionStatus.INTRANS:
             job.error = RuntimeError("a transaction may not go on after a statement of it failed")
-        return transaction.revision_grew
+        return transaction.grown is not None
 
     def _finish(self, writer: psycopg.Connection[Any], ring: bool) -> None:
         """Commits. When the answer is lost, the server is asked what became of it; what is written next bears another name."""

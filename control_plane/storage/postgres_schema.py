@@ -278,6 +278,29 @@ _TOKENS: Statements = (
     "CREATE INDEX tokens_newest ON tokens (revision)",
 )
 
+_AUDIT: Statements = (
+    """CREATE TABLE audit_entries (
+        position BIGINT PRIMARY KEY,
+        entry_time BIGINT NOT NULL,
+        actor TEXT NOT NULL,
+        token_id TEXT NOT NULL,
+        peer TEXT NOT NULL,
+        method TEXT NOT NULL,
+        app TEXT NOT NULL,
+        environment TEXT NOT NULL,
+        detail TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        before_revision BIGINT NOT NULL,
+        revision BIGINT NOT NULL,
+        outcome TEXT NOT NULL,
+        message TEXT NOT NULL,
+        count BIGINT NOT NULL,
+        hash BYTEA NOT NULL
+    )""",
+    "CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE ON audit_entries FOR EACH ROW EXECUTE FUNCTION pointsman_refuse()",
+    "CREATE TRIGGER refuse_truncate BEFORE TRUNCATE ON audit_entries FOR EACH STATEMENT EXECUTE FUNCTION pointsman_refuse()",
+)
+
 STEPS: tuple[tuple[str, Statements], ...] = (
     ("first_light", _FIRST_LIGHT),
     ("replicas", _REPLICAS),
@@ -287,6 +310,7 @@ STEPS: tuple[tuple[str, Statements], ...] = (
     ("executions", _EXECUTIONS),
     ("tokens", _TOKENS),
     ("replica_backends", _BACKENDS),
+    ("audit", _AUDIT),
 )
 
 

@@ -67,6 +67,8 @@ def from_micros(micros: int) -> datetime:
 class SqlTransaction:
     """Implements base.Transaction over `_rows`."""
 
+    grown: tuple[int, int] | None = None
+
     async def _rows(self, sql: str, *parameters: Any) -> list[Sequence[Any]]:
         """Runs one statement and returns its rows, none for a statement that gives none."""
         raise NotImplementedError
@@ -226,7 +228,9 @@ class SqlTransaction:
 
     async def next_revision(self) -> int:
         rows = await self._rows("UPDATE counter SET revision = revision + 1 RETURNING revision")
-        return int(rows[0][0])
+        revision = int(rows[0][0])
+        self.grown = (self.grown[0] if self.grown else revision - 1, revision)
+        return revision
 
     async def insert_app(self, app: App) -> None:
         await self._rows(

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from control_plane.storage.base import CannotOpenStore, ReadTransaction
 from control_plane.storage.group_commit import GroupCommitStore, Job, run_to_end
+from control_plane.storage.sql_audit import SqlAudit
 from control_plane.storage.sql_history import SqlHistory
 from control_plane.storage.sql_tokens import SqlTokens
 from control_plane.storage.sqlite_file import cause_of, connect, lock, open_file, sqlite3
@@ -18,7 +19,7 @@ T = TypeVar("T")
 READERS = 4
 
 
-class SqliteTransaction(SqlHistory, SqlTokens):
+class SqliteTransaction(SqlHistory, SqlTokens, SqlAudit):
     """Runs statements on a connection of the thread that it is used on."""
 
     def __init__(self, connection: Any) -> None:

@@ -50,6 +50,8 @@ Check = Callable[[Any], None]
 """Shown each request of a call, decoded. Raises PointsmanError when this caller may not ask for that."""
 Authorise = Callable[[str, Mapping[str, str]], Check | None]
 """(method, metadata) -> what the requests of the call are shown to, if anything. Raises PointsmanError when the caller may not call."""
+Refused = Callable[[str, Any, Any, Exception], None]
+"""(method, request, context, error), of calls that are no streams; the request is None when it could not be read, or may not be."""
 Observe = Callable[[str, str, float], None]
 """(method, outcome, seconds): the outcome is OK, CANCELLED, or a reason."""
 
@@ -90,27 +92,31 @@ class _Registrar:
     grpc.aio's interceptors cost as much as a bare call does, and more than twice when they make a new handler each time.
     """
 
-    def __init__(self, server: grpc.aio.Server, authorise: Authorise, observe: Observe) -> None:
+    def __init__(self, server: grpc.aio.Server, authorise: Authorise, observe: Observe, refused: Refused) -> None:
         self._server = server
         self._authorise = authorise
         self._observe = observe
+        self._refused = refused
 
     def add_generic_rpc_handlers(self, _handlers: Sequence[Any]) -> None:
         """Nothing: the same methods come by name."""
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
         """Adds a service with its methods wrapped."""
-        wrapped = {name: _wrapped(handler, f"/{service}/{name}", self._authorise, self._observe) for name, handler in handlers.items()}
+        wrapped = {
+            name: _wrapped(handler, f"/{service}/{name}", self._authorise, self._observe, self._refused)
+            for name, handler in handlers.items()
+        }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, wrapped),))
 
 
-def _wrapped(handler: Any, method: str, authorise: Authorise, observe: Observe) -> Any:
+def _wrapped(handler: Any, method: str, authorise: Authorise, observe: Observe, refused: Refused) -> Any:
     """Lets callers in, decodes and checks every request, and turns every exception, of calls and of streams, into a status.
 
     Requests come as bytes, so that who may not call costs no decoding. Responses may be messages or bytes that are serialised already, so
     that one serialisation serves any number of streams.
     """
-    entry = _Entry(method, authorise, handler.request_deserializer, observe)
+    entry = _Entry(method, authorise, handler.request_deserializer, observe, refused)
     make: Any
     wrapped: Any
     if handler.unary_unary:
@@ -132,6 +138,7 @@ class _Entry:
     authorise: Authorise
     decode: Callable[[bytes], Any]
     observe: Observe
+    refused: Refused
     last: dict[bytes, Any] = field(default_factory=dict)
     """The newest request of a stream, by its bytes."""
 
@@ -174,11 +181,14 @@ class _Entry:
 def _unary(call: Callable[[Any, Any], Awaitable[Any]], entry: _Entry) -> Callable[[Any, Any], Awaitable[Any]]:
     async def wrapped(data: Any, context: Any) -> Any:
         began, outcome = time.monotonic(), CANCELLED
+        request = None
         try:
-            response = await call(await entry.taken(data, entry.admit(context)), context)
+            request = await entry.taken(data, entry.admit(context))
+            response = await call(request, context)
             outcome = OK
         except Exception as error:  # noqa: BLE001 -- the last place: everything becomes a status here
             outcome = _reason(error)
+            entry.refused(entry.method, request, context, error)
             await _abort(context, error, entry.method)
         else:
             return response
@@ -237,9 +247,12 @@ class GrpcServer:
         reuse_port: bool = False,
         authorise: Authorise = lambda _method, _metadata: None,
         observe: Observe = lambda _method, _outcome, _seconds: None,
+        refused: Refused = lambda _method, _request, _context, _error: None,
         tls: ServerTls | None = None,
     ) -> None:
-        """`authorise` is asked at the beginning of every call but those of health, `observe` is told of every one at its end."""
+        """`authorise` is asked at the beginning of every call but those of health, `observe` is told of every one at its end, and
+        `refused` of those that end in an error.
+        """
         options = [
             ("grpc.so_reuseport", int(reuse_port)),
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -253,7 +266,7 @@ class GrpcServer:
             ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ]
         self._server = grpc.aio.server(options=options)
-        self.services: Any = _Registrar(self._server, authorise, observe)
+        self.services: Any = _Registrar(self._server, authorise, observe, refused)
         """For `add_XServicer_to_server`."""
         self.address = Address("", 0)
         self._reuse_port = reuse_port
