@@ -54,6 +54,7 @@ PAGES = (
     "/environments",
     "/environments/staging",
     "/tokens",
+    "/audit",
     "/tokens/{token}",
     "/gateways",
     "/gateways?gateway=gateway-3",

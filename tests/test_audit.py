@@ -328,6 +328,20 @@ async def test_the_console_is_recorded_as_the_api_is(tmp_path):
             ("CreateApp", "shop", "APP_EXISTS"),
             ("CreateApp", "forged", "PERMISSION_DENIED"),
         ]
+        shown = await site.page("/audit")
+        assert all(text in shown for text in ("CreateApp", "APP_EXISTS", "PERMISSION_DENIED", "forged"))
+        shown = await site.page("/audit?outcome=OK")
+        assert "forged" not in shown
+        assert "No entry passes this filter" in await site.page("/audit?app=none")
+        assert "page_token" in await site.page("/audit?page=nonsense", 400)
+        for number in range(60):
+            await site.send("/apps", app=f"app-{number}", description="")
+        first = await site.page("/audit")
+        older = re.search(r'href="(/audit\?page=[^"]+)"', first)
+        assert older
+        assert "app-59" in first
+        assert "forged" not in first
+        assert "forged" in await site.page(older[1])
 
 
 def test_anchors_that_are_none(tmp_path):

@@ -161,6 +161,7 @@ PAGES = {
     "rollback": "/apps/support-chat/rollback?environment=staging",
     "draft": "/apps/support-chat/draft",
     "gateways": "/gateways",
+    "audit": "/audit",
     "empty": "/apps/support-chat/releases?q=nothing",
 }
 # Also dark, and as on a phone.

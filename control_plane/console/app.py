@@ -14,6 +14,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from control_plane.console.apps import AppPages
+from control_plane.console.audit import AuditPage
 from control_plane.console.changes import ChangePages
 from control_plane.console.compare import ComparePage
 from control_plane.console.draft import MAX_DRAFT_FORM_BYTES, DraftPage
@@ -98,6 +99,7 @@ class Console:
             Page("/environments/{environment}", shared.show, shared.change),
             Page("/environments/{environment}/delete", shared.show, shared.delete),
             Page("/gateways", gateways.show),
+            Page("/audit", AuditPage(parts).list),
             Page("/tokens", tokens.list, tokens.create),
             Page("/tokens/{token}", tokens.show, tokens.revoke),
         ]
