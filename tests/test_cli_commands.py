@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from control_plane.cli import COMMANDS, main
 from pointsman.v1 import apps_pb2
 from tests.clients import cli, cli_done
-from tests.processes import BIN, clean_environment
+from tests.processes import BIN, clean_environment, run
 from tests.sample_apps import as_yaml, marked
 from tests.simulated_gateway import SimulatedGateway
 
@@ -278,3 +278,32 @@ def test_the_servers_take_their_own_flags(tmp_path):
         )
         assert flag in done.stdout
     assert sys.version_info >= (3, 11)
+
+
+async def test_the_shell_completes_names_that_the_control_plane_has(shop, stack, tmp_path):
+    app = shop["POINTSMAN_APP"]
+    servers = {"POINTSMAN_SERVER": stack.control_plane.grpc, "POINTSMAN_APP": app}
+
+    async def completed(line, **environment):
+        """What a real bash has after Tab."""
+        words = line.split(" ")
+        script = (
+            f'eval "$({BIN}/pointsman completion bash)"\n'
+            f"COMP_WORDS=({' '.join(words)})\nCOMP_CWORD={len(words) - 1}\n"
+            f"_pointsman_completion pointsman\nprintf '%s\\n' \"${{COMPREPLY[@]}}\"\n"
+        )
+        path = {"PATH": f"{BIN}:{os.environ['PATH']}"}
+        found = await run("bash", "-c", script, environment=clean_environment(**path | servers | environment))
+        assert (found.code, found.stderr) == (0, "")
+        return set(found.stdout.split())
+
+    assert await completed("pointsman deploy v") == {"v1", "v2"}
+    assert await completed("pointsman deploy v1 --to st") == {"staging"}
+    assert await completed("pointsman rollback prod") == {"production"}
+    assert await completed("pointsman trigger wh") == {"where"}
+    assert await completed("pointsman logs --gateway-id e") == {"east"}
+    assert await completed(f"pointsman --app {app[:-3]}") == {app}
+    assert await completed(f"pointsman release show --app {app} v", POINTSMAN_APP="") == {"v1", "v2"}
+    # Which app is not known, or nobody is there: nothing, and nothing said.
+    assert await completed("pointsman deploy v", POINTSMAN_SERVER="127.0.0.1:1") == set()
+    assert await completed("pointsman deploy v", POINTSMAN_APP="nonesuch") == set()

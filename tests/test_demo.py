@@ -107,6 +107,60 @@ async def test_dev_starts_again_with_what_it_had(tmp_path):
         assert await dev.stop() == 0
 
 
+async def test_what_is_saved_while_dev_runs_is_live_in_staging(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(as_yaml(marked("first")))
+    async with start_dev(tmp_path, "--app-file", str(file), "--app", "mine") as dev:
+        gateway = re.search(r"gateway-grpc=(\S+)", dev.stdout[0])
+        assert gateway is not None
+        servers = {"POINTSMAN_SERVER": dev.grpc, "POINTSMAN_GATEWAY": gateway[1], "POINTSMAN_APP": "mine"}
+
+        async def runs(mark, environment="staging"):
+            return f'"{mark}"' in await cli_done("trigger", "where", "-e", environment, "-d", '{"message": "?"}', **servers)
+
+        assert await runs("first")
+        file.write_text(as_yaml(marked("second")))
+        await eventually(lambda: runs("second"), 10)
+        assert await runs("first", "production")
+        told = await eventually(lambda: next((line for line in dev.stdout if "was saved: " in line), None), 5)
+        assert re.match(rf"{file} was saved: .*dev-\d{{8}}-\d{{6}}", told), told
+        # A mistake: where it is, and what was live stays.
+        sound = as_yaml(marked("third"))
+        file.write_text(sound.replace("pipelines:", "pipelynes:", 1))
+        await eventually(lambda: any("cannot be released; what is live stays" in line for line in dev.stdout), 10)
+        await eventually(lambda: any(re.search(r"line \d+, column 1: pipelynes: unknown field", line) for line in dev.stdout), 5)
+        assert await runs("second")
+        # As some editors save: another file takes its place.
+        (tmp_path / "mine.yaml.new").write_text(sound)
+        (tmp_path / "mine.yaml.new").replace(file)
+        await eventually(lambda: runs("third"), 10)
+        assert await dev.stop() == 0
+    file.write_text(as_yaml(marked("fourth")))
+    async with start_dev(tmp_path, "--app-file", str(file), "--app", "mine") as dev:
+        # Saved while it did not run.
+        servers |= {"POINTSMAN_SERVER": dev.grpc, "POINTSMAN_GATEWAY": re.search(r"gateway-grpc=(\S+)", dev.stdout[0])[1]}
+        await eventually(lambda: runs("fourth"), 10)
+        assert await dev.stop() == 0
+
+
+async def test_the_sample_of_dev_can_be_edited(tmp_path):
+    async with start_dev(tmp_path) as dev:
+        gateway = re.search(r"gateway-grpc=(\S+)", dev.stdout[0])
+        assert gateway is not None
+        file = tmp_path / "dev" / "support-chat.yaml"
+        assert any(str(file) in line for line in dev.stdout)
+        text = file.read_text()
+        assert "' is '" in text
+        file.write_text(text.replace("' is '", "' is now '"))
+        arguments = ["trigger", "chat", "-e", "staging", "-d", '{"message": "Where is order 1234?"}']
+
+        async def says_so():
+            return "Order 1234 is now" in await cli_done(*arguments, POINTSMAN_GATEWAY=gateway[1])
+
+        await eventually(says_so, 10)
+        assert await dev.stop() == 0
+
+
 async def test_dev_completes_a_start_that_was_cut_off(tmp_path):
     (tmp_path / "dev").mkdir()
     async with start_control_plane(tmp_path / "dev") as server:

@@ -14,6 +14,8 @@ from typing import NoReturn
 
 import click
 
+from control_plane.cli.names import APP
+
 
 class Lazy(click.Group):
     """Finds commands by `module:attribute`, and names near ones when there is none."""
@@ -74,6 +76,7 @@ COMMANDS = {
     "token": ("control_plane.cli.tokens:command", "Tokens: bootstrap, create, list, revoke."),
     "audit": ("control_plane.cli.audit:command", "Who changed what, who was refused: list, verify, export."),
     "certs": ("control_plane.cli.certs:command", "Certificates to try TLS with."),
+    "completion": ("control_plane.cli.completion:command", "What a shell needs to complete commands and names."),
     "backup": ("control_plane.cli:backup", "Copy a SQLite store while it is used."),
     "copy-store": ("control_plane.cli:copy_store", "Move an installation to another store."),
     "control-plane": ("control_plane.cli:control_plane", "Serve the control plane."),
@@ -92,7 +95,7 @@ def _keep_examples(command: click.Command) -> None:
 @click.group(cls=Lazy, commands=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--server", metavar="HOST:PORT", help="Control plane; also POINTSMAN_SERVER. [localhost:7400]")
 @click.option("--gateway", metavar="HOST:PORT", help="Gateway, for trigger; also POINTSMAN_GATEWAY. [localhost:7500]")
-@click.option("--app", metavar="NAME", help="App; also POINTSMAN_APP. [the only one there is]")
+@click.option("--app", type=APP, metavar="NAME", help="App; also POINTSMAN_APP. [the only one there is]")
 @click.option("--ca", metavar="FILE", help="Authority of the server's certificate, for TLS; also POINTSMAN_CA.")
 @click.option("--certificate", metavar="FILE", help="Certificate to show; also POINTSMAN_CERTIFICATE.")
 @click.option("--key", metavar="FILE", help="Its key; also POINTSMAN_KEY.")

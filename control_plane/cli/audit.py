@@ -13,6 +13,7 @@ from google.protobuf import json_format
 
 from control_plane.cli.client import REFUSED, Connection, server_options
 from control_plane.cli.moments import MOMENT
+from control_plane.cli.names import ENVIRONMENT
 from control_plane.cli.output import output_option, short, show, table, when, whole
 from pointsman.audit import FIRST, entry_hash
 from pointsman.v1 import audit_pb2 as pb
@@ -28,7 +29,7 @@ def command() -> None:
 
 
 @command.command("list")
-@click.option("-e", "--environment", default="", help="Only in this one.")
+@click.option("-e", "--environment", type=ENVIRONMENT, default="", help="Only in this one.")
 @click.option("--actor", default="", help="Only by this one: a name as it is listed, or a token's id.")
 @click.option("--method", default="", help="Only this one, e.g. Deploy.")
 @click.option("--outcome", default="", help="OK, REFUSED, or one reason, e.g. PERMISSION_DENIED.")

@@ -22,6 +22,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from control_plane.cli.names import APP
 from pointsman.settings import Address
 from pointsman.tls import ClientTls, TlsError, client_tls, why_not
 from pointsman.v1 import apps_pb2, apps_pb2_grpc
@@ -53,7 +54,7 @@ KEEPALIVE_TIMEOUT_MS = 10_000
 CLIENT_OPTIONS: dict[str, dict[str, Any]] = {
     "server": {"metavar": "HOST:PORT", "help": "Control plane; also POINTSMAN_SERVER. [localhost:7400]"},
     "gateway": {"metavar": "HOST:PORT", "help": "Gateway; also POINTSMAN_GATEWAY. [localhost:7500]"},
-    "app": {"metavar": "NAME", "help": "App; also POINTSMAN_APP. [the only one there is]"},
+    "app": {"type": APP, "metavar": "NAME", "help": "App; also POINTSMAN_APP. [the only one there is]"},
 }
 TLS_OPTIONS = {
     "ca": "Authority of the server's certificate, in PEM; with it the connection is TLS. Also POINTSMAN_CA.",

@@ -10,6 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from control_plane.cli.client import Connection, new_request_id, only_app, server_options
 from control_plane.cli.durations import DURATION
+from control_plane.cli.names import ENVIRONMENT, TAG
 from control_plane.cli.output import output_option, short, show, table, when
 from control_plane.cli.progress import told_live
 from control_plane.cli.rollout import tell_rollout
@@ -81,8 +82,8 @@ def _carry_out(options: dict[str, Any], make: Callable[[str, dict[str, Any]], tu
 
 
 @click.command()
-@click.argument("tag")
-@click.option("--to", "environment", required=True, metavar="ENVIRONMENT", help="Where.")
+@click.argument("tag", type=TAG)
+@click.option("--to", "environment", type=ENVIRONMENT, required=True, metavar="ENVIRONMENT", help="Where.")
 @change_options
 def deploy(tag: str, environment: str, **options: Any) -> None:
     """Make release TAG live in an environment.
@@ -93,8 +94,8 @@ def deploy(tag: str, environment: str, **options: Any) -> None:
 
 
 @click.command()
-@click.option("--from", "from_environment", required=True, metavar="ENVIRONMENT", help="Where the release is live.")
-@click.option("--to", "to_environment", required=True, metavar="ENVIRONMENT", help="Where it shall be.")
+@click.option("--from", "from_environment", type=ENVIRONMENT, required=True, metavar="ENVIRONMENT", help="Where the release is live.")
+@click.option("--to", "to_environment", type=ENVIRONMENT, required=True, metavar="ENVIRONMENT", help="Where it shall be.")
 @change_options
 def promote(from_environment: str, to_environment: str, **options: Any) -> None:
     """Make what is live in one environment live in another.
@@ -109,8 +110,8 @@ def promote(from_environment: str, to_environment: str, **options: Any) -> None:
 
 
 @click.command()
-@click.argument("environment")
-@click.option("--to", "to_release", default="", metavar="TAG", help="Any release that was once live there. [the one before]")
+@click.argument("environment", type=ENVIRONMENT)
+@click.option("--to", "to_release", type=TAG, default="", metavar="TAG", help="Any release that was once live there. [the one before]")
 @change_options
 def rollback(environment: str, to_release: str, **options: Any) -> None:
     """Make an earlier release live again.
@@ -125,7 +126,7 @@ def rollback(environment: str, to_release: str, **options: Any) -> None:
 
 
 @click.command()
-@click.argument("environment", default="")
+@click.argument("environment", type=ENVIRONMENT, default="")
 @click.option("--limit", type=click.IntRange(1, 500), default=50, show_default=True, help="How many of the newest.")
 @server_options()
 @output_option

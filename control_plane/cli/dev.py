@@ -1,4 +1,4 @@
-"""pointsman dev: a control plane, a gateway and a sample app on this machine, until Ctrl-C."""
+"""pointsman dev: a control plane, a gateway and an app on this machine, until Ctrl-C. A saved app file is released to staging."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import contextlib
 import signal
 import socket
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,15 @@ from click.testing import CliRunner
 
 from control_plane.cli.children import PLAIN, Child, ChildFailedError, running
 from control_plane.cli.sample import ORDERS_PORT, SAMPLE_APP, order_service, sample_text
+from control_plane.cli.saved import WatchedFile
 
 FIRST_RELEASE = "v1.0.0"
+LOOK_SECONDS = 0.2
 
 
 @click.command()
 @click.option("--data-dir", type=click.Path(path_type=Path), default=Path(".pointsman"), show_default=True, help="Where state is kept.")
-@click.option("--app-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Your own app instead of the sample.")
+@click.option("--app-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Your own app file instead of the sample's.")
 @click.option("--app", default=SAMPLE_APP, envvar="POINTSMAN_APP", show_default=True, help="The app's id.")
 @click.option("--control-plane-port", type=click.IntRange(0, 65535), default=7400, show_default=True, help="gRPC of the control plane.")
 @click.option("--control-plane-http-port", type=click.IntRange(0, 65535), default=7480, show_default=True, help="Its HTTP.")
@@ -28,7 +32,7 @@ FIRST_RELEASE = "v1.0.0"
 @click.option("--gateway-http-port", type=click.IntRange(0, 65535), default=7580, show_default=True, help="Its HTTP.")
 @click.option("--orders-port", type=click.IntRange(0, 65535), default=ORDERS_PORT, show_default=True, help="The sample's order service.")
 def command(data_dir: Path, app_file: Path | None, app: str, **ports: int) -> None:
-    """Run a control plane, a gateway and a sample app, until Ctrl-C.
+    """Run a control plane, a gateway and a sample app, until Ctrl-C. Whenever its file is saved, it is released, and deployed to staging.
 
     Example: pointsman dev --data-dir /tmp/try-pointsman
     """
@@ -44,9 +48,17 @@ def command(data_dir: Path, app_file: Path | None, app: str, **ports: int) -> No
             raise click.ClickException(str(error)) from error
         except OSError as error:
             raise click.ClickException(error.strerror or str(error)) from error
-        _fill(control_plane, app, app_file.read_text() if app_file else sample_text(orders_port))
-        _tell(control_plane, gateway, app, sample=app_file is None)
-        died = _wait(ended, [control_plane, gateway])
+        if app_file is None:
+            file = data_dir / f"{app}.yaml"
+            if not file.exists():
+                file.write_text(sample_text(orders_port))
+        else:
+            file = app_file
+        run = _Commands(control_plane, app)
+        watched = WatchedFile(file, data_dir / f"released-{app}")
+        _fill(run, watched)
+        _tell(control_plane, gateway, app, file, sample=app_file is None)
+        died = _wait(ended, [control_plane, gateway], lambda: _release_when_saved(run, watched))
         if died is not None:
             code = died.stop()
             raise click.ClickException(f"{died.name} ended by itself (exit status {code}):\n{died.last_words}")
@@ -91,28 +103,50 @@ def _free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def _fill(control_plane: Child, app: str, config: str) -> None:
+class _Commands:
+    """Runs commands here, against the control plane."""
+
+    def __init__(self, control_plane: Child, app: str) -> None:
+        self._environment = PLAIN | {"POINTSMAN_SERVER": control_plane.grpc, "POINTSMAN_APP": app}
+
+    def __call__(self, *arguments: str) -> Any:
+        """Its exit_code and output."""
+        from control_plane.cli import main
+
+        return CliRunner().invoke(main, list(arguments), env=self._environment, prog_name="pointsman")
+
+
+def _fill(run: _Commands, watched: WatchedFile) -> None:
     """On the first start: the app, its first release, live in staging and production. Later starts leave alone what is there.
 
     Expected revision 0 is "nothing is bound": a start that was cut off half-way is completed, a binding is never changed.
     """
-    from control_plane.cli import main
-
-    def run(*arguments: str, stdin: str | None = None) -> Any:
-        environment = PLAIN | {"POINTSMAN_SERVER": control_plane.grpc, "POINTSMAN_APP": app}
-        return CliRunner().invoke(main, list(arguments), input=stdin, env=environment, prog_name="pointsman")
-
-    commands: list[tuple[tuple[str, ...], str | None]] = []
+    commands: list[tuple[str, ...]] = []
     if run("release", "show", FIRST_RELEASE).exit_code:
-        commands = [(("app", "push", "-"), config), (("release", "create", FIRST_RELEASE, "--description", "The first one"), None)]
-    commands += [(("deploy", FIRST_RELEASE, "--to", where, "--expected-revision", "0"), None) for where in ("staging", "production")]
-    for arguments, stdin in commands:
-        result = run(*arguments, stdin=stdin)
+        commands = [("app", "push", str(watched.path)), ("release", "create", FIRST_RELEASE, "--description", "The first one")]
+    if commands or not watched.is_known:
+        watched.use()
+    commands += [("deploy", FIRST_RELEASE, "--to", where, "--expected-revision", "0") for where in ("staging", "production")]
+    for arguments in commands:
+        result = run(*arguments)
         if result.exit_code and "REVISION_CONFLICT" not in result.output:
             raise click.ClickException(f"pointsman {' '.join(arguments)}: {result.output.strip()}")
 
 
-def _tell(control_plane: Child, gateway: Child, app: str, *, sample: bool) -> None:
+def _release_when_saved(run: _Commands, watched: WatchedFile) -> None:
+    """A file that says something new is released and deployed to staging; or the reason why not is told, and what is live stays."""
+    if not watched.has_news():
+        return
+    tag = f"dev-{time.strftime('%Y%m%d-%H%M%S')}"
+    for arguments in (("app", "push", str(watched.path)), ("release", "create", tag, "--description", "Saved", "--deploy-to", "staging")):
+        result = run(*arguments)
+        if result.exit_code:
+            click.echo(f"{watched.path} was saved and cannot be released; what is live stays:\n{result.output.strip()}")
+            return
+    click.echo(f"{watched.path} was saved: {result.output.strip()}")
+
+
+def _tell(control_plane: Child, gateway: Child, app: str, file: Path, *, sample: bool) -> None:
     click.echo(f"ready: dev grpc={control_plane.grpc} http={control_plane.http} gateway-grpc={gateway.grpc} gateway-http={gateway.http}")
     lines = [f"{app} began with {FIRST_RELEASE} in staging and production. Try it from another terminal:", ""]
     if (control_plane.grpc, gateway.grpc) != ("127.0.0.1:7400", "127.0.0.1:7500"):
@@ -128,6 +162,7 @@ def _tell(control_plane: Child, gateway: Child, app: str, *, sample: bool) -> No
             f"  grpcurl -plaintext -d '{request}' {gateway.grpc} pointsman.v1.TriggerService/Trigger",
         ]
     lines += [
+        f"  edit {file}: whenever it is saved, it is released and live in staging; or, as anywhere else,",
         "  pointsman app draft > app.yaml    # edit it, then",
         '  pointsman app push app.yaml && pointsman release create v1.1.0 --description "what changed" --deploy-to staging',
         "  pointsman promote --from staging --to production",
@@ -139,9 +174,10 @@ def _tell(control_plane: Child, gateway: Child, app: str, *, sample: bool) -> No
     click.echo("\n".join(lines))
 
 
-def _wait(ended: threading.Event, children: list[Child]) -> Child | None:
-    """Until Ctrl-C, or until a child ends: that one."""
-    while not ended.wait(0.2):
+def _wait(ended: threading.Event, children: list[Child], look: Callable[[], None]) -> Child | None:
+    """Until Ctrl-C, or until a child ends: that one. Looks for what was saved meanwhile."""
+    while not ended.wait(LOOK_SECONDS):
+        look()
         for child in children:
             if child.process.poll() is not None:
                 return child

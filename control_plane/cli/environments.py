@@ -10,6 +10,7 @@ import click
 
 from control_plane.cli.client import Connection, new_request_id, server_options
 from control_plane.cli.durations import DURATION
+from control_plane.cli.names import ENVIRONMENT
 from control_plane.cli.output import output_option, short, show, table, when
 from pointsman.v1 import environments_pb2 as pb
 from pointsman.v1 import environments_pb2_grpc
@@ -90,7 +91,7 @@ def _staleness(one: pb.Environment) -> str:
 
 
 @command.command()
-@click.argument("name")
+@click.argument("name", type=ENVIRONMENT)
 @click.option("--description", help="The new one.")
 @_staleness_options
 @server_options(app=False)
@@ -112,7 +113,7 @@ def update(
 
 
 @command.command()
-@click.argument("name")
+@click.argument("name", type=ENVIRONMENT)
 @click.option("--force", is_flag=True, help="Unbind what is still live there.")
 @server_options(app=False)
 @output_option

@@ -17,6 +17,7 @@ import grpc
 from control_plane.cli.client import Connection, metadata, server_options
 from control_plane.cli.durations import DURATION, briefly
 from control_plane.cli.moments import PAST
+from control_plane.cli.names import ENDPOINT, ENVIRONMENT, GATEWAY_ID, TAG
 from control_plane.cli.output import harmless, output_option, short, show, table, whole
 from control_plane.cli.reruns import rerun
 from control_plane.cli.timeline import tell_execution
@@ -37,11 +38,11 @@ REMEMBERED = 20_000
 def filter_options(command: C) -> C:
     """Adds what executions are chosen by, but for the app."""
     options = (
-        click.option("-e", "--environment", "--env", default="", help="Only in this one."),
-        click.option("--release", default="", metavar="TAG", help="Only of this release."),
-        click.option("--endpoint", default="", help="Only of this one."),
+        click.option("-e", "--environment", "--env", type=ENVIRONMENT, default="", help="Only in this one."),
+        click.option("--release", type=TAG, default="", metavar="TAG", help="Only of this release."),
+        click.option("--endpoint", type=ENDPOINT, default="", help="Only of this one."),
         click.option("--outcome", type=click.Choice(OUTCOMES, case_sensitive=False), help="Only with this one."),
-        click.option("--gateway-id", default="", help="Only of this gateway."),
+        click.option("--gateway-id", type=GATEWAY_ID, default="", help="Only of this gateway."),
         click.option("--min-duration", type=DURATION, help="Only those that took at least so long: 500ms, 2s."),
         click.option("--error-reason", default="", metavar="REASON", help="Only with this one, such as STEP_FAILED."),
         click.option("--since", type=PAST, metavar="TIME", help="Only those that began then or later: 15m (ago), 2026-01-31T12:00 (UTC)."),

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from control_plane.cli.client import Connection, new_request_id, only_app, server_options
+from control_plane.cli.names import ENVIRONMENT, TAG
 from control_plane.cli.output import output_option, short, show, table, when
 from control_plane.cli.rollout import tell_rollout
 from pointsman.plain import as_yaml, plain
@@ -35,7 +36,7 @@ def _open(server: str | None, app: str | None) -> tuple[Connection, Any, str]:
 @command.command()
 @click.argument("tag")
 @click.option("--description", default="", help="What is in it, for people.")
-@click.option("--deploy-to", default="", metavar="ENVIRONMENT", help="Deploy it there in the same call.")
+@click.option("--deploy-to", type=ENVIRONMENT, default="", metavar="ENVIRONMENT", help="Deploy it there in the same call.")
 @click.option("--dry-run", is_flag=True, help="Check only; store nothing.")
 @server_options()
 @output_option
@@ -87,7 +88,7 @@ def list_releases(limit: int, server: str | None, app: str | None, output: str) 
 
 
 @command.command("show")
-@click.argument("tag")
+@click.argument("tag", type=TAG)
 @server_options()
 @output_option
 def show_release(tag: str, server: str | None, app: str | None, output: str) -> None:
@@ -110,8 +111,8 @@ def show_release(tag: str, server: str | None, app: str | None, output: str) -> 
 
 
 @command.command("diff")
-@click.argument("from_release")
-@click.argument("to_release", default="")
+@click.argument("from_release", type=TAG)
+@click.argument("to_release", type=TAG, default="")
 @server_options()
 @output_option
 def diff_releases(from_release: str, to_release: str, server: str | None, app: str | None, output: str) -> None:

@@ -9,6 +9,7 @@ import click
 
 from control_plane.cli.client import Connection, new_request_id, server_options
 from control_plane.cli.durations import DURATION
+from control_plane.cli.names import ENDPOINT, ENVIRONMENT
 from control_plane.cli.output import harmless, output_option, show, table, when
 from pointsman.v1 import tokens_pb2 as pb
 from pointsman.v1 import tokens_pb2_grpc
@@ -45,8 +46,15 @@ def _open(server: str | None) -> tuple[Connection, Any]:
 @click.argument("name")
 @click.option("--role", type=click.Choice(ROLES), required=True, help="What it allows.")
 @click.option("--for-app", "apps", multiple=True, metavar="APP", help="Only for this app; may be repeated. [all]")
-@click.option("--environment", "environments", multiple=True, metavar="NAME", help="Only in this environment; may be repeated. [all]")
-@click.option("--endpoint", "endpoints", multiple=True, metavar="PATH", help="Only this endpoint; may be repeated. [all]")
+@click.option(
+    "--environment",
+    "environments",
+    type=ENVIRONMENT,
+    multiple=True,
+    metavar="NAME",
+    help="Only in this environment; may be repeated. [all]",
+)
+@click.option("--endpoint", "endpoints", type=ENDPOINT, multiple=True, metavar="PATH", help="Only this endpoint; may be repeated. [all]")
 @click.option("--rate", type=click.FloatRange(0, 1_000_000, min_open=True), help="Triggers a second, to each gateway. [unlimited]")
 @click.option("--burst", type=click.IntRange(1, 1_000_000), help="How many of them at once. [as many as in a second]")
 @click.option("--expires-in", type=DURATION, help="After that it allows nothing, such as 720h. [never]")

@@ -12,6 +12,7 @@ from google.protobuf.struct_pb2 import Struct, Value
 
 from control_plane.cli.client import Connection, server_options
 from control_plane.cli.durations import DURATION
+from control_plane.cli.names import ENDPOINT, ENVIRONMENT, TAG
 from control_plane.cli.output import output_option, show
 from pointsman.plain import plain
 from pointsman.v1 import trigger_pb2 as pb
@@ -19,11 +20,11 @@ from pointsman.v1 import trigger_pb2_grpc
 
 
 @click.command()
-@click.argument("endpoint")
-@click.option("-e", "--environment", default="", help="Which one. [the gateway's default]")
+@click.argument("endpoint", type=ENDPOINT)
+@click.option("-e", "--environment", type=ENVIRONMENT, default="", help="Which one. [the gateway's default]")
 @click.option("-d", "--data", default="{}", help="The input, a JSON object; @FILE reads it from a file, @- from stdin. [{}]")
 @click.option("--min-revision", type=click.IntRange(0), help="Never run on anything older.")
-@click.option("--release", default="", metavar="TAG", help="Run exactly this release, or refuse.")
+@click.option("--release", type=TAG, default="", metavar="TAG", help="Run exactly this release, or refuse.")
 @click.option("--timeout", type=DURATION, default="60s", show_default=True, help="How long to wait for the answer: 10s, 500ms, 2m.")
 @click.option("--stream", is_flag=True, help="Tell as it goes: steps on stderr, text as a model writes it; -o json: one event a line.")
 @server_options(gateway=True)

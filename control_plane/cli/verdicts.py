@@ -11,6 +11,7 @@ import click
 from control_plane.cli.client import Connection, server_options
 from control_plane.cli.durations import briefly
 from control_plane.cli.moments import PAST
+from control_plane.cli.names import ENDPOINT, ENVIRONMENT
 from control_plane.cli.output import output_option, short, show, table, when
 from pointsman.v1 import executions_pb2 as pb
 from pointsman.v1 import executions_pb2_grpc
@@ -19,8 +20,8 @@ MAX_TOLD_FAILURES = 20
 
 
 @click.command()
-@click.option("-e", "--environment", "--env", default="", help="Only in this one.")
-@click.option("--endpoint", default="", help="Only of this one.")
+@click.option("-e", "--environment", "--env", type=ENVIRONMENT, default="", help="Only in this one.")
+@click.option("--endpoint", type=ENDPOINT, default="", help="Only of this one.")
 @click.option("--since", type=PAST, metavar="TIME", help="From when: 15m (ago), 2026-01-31T12:00 (UTC). [an hour before --until]")
 @click.option("--until", type=PAST, metavar="TIME", help="Up to when. [now]")
 @server_options()

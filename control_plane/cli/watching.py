@@ -12,6 +12,7 @@ import click
 import grpc
 
 from control_plane.cli.client import Connection, server_options
+from control_plane.cli.names import ENVIRONMENT
 from control_plane.cli.output import harmless, output_option, short, whole
 from pointsman.plain import as_yaml
 from pointsman.v1 import deployments_pb2 as pb
@@ -22,7 +23,7 @@ MAX_RETRY_SECONDS = 5.0
 
 
 @click.command()
-@click.option("-e", "--environment", default="", help="Only this one.")
+@click.option("-e", "--environment", type=ENVIRONMENT, default="", help="Only this one.")
 @click.option("--after-revision", type=click.IntRange(0), help="Resume: only what is newer, removals included.")
 @server_options()
 @output_option
