@@ -13,8 +13,9 @@ from control_plane.execution_model import Execution, Wanted
 from control_plane.storage.base import ExecutionStore
 from pointsman.errors import StoreUnavailable
 
-# For each reader: what it has not taken yet. The oldest go first.
+# For each reader: what it has not taken yet, and what of it with inputs and outputs. The oldest go first.
 RING_EXECUTIONS = 1_000
+RING_BYTES = 8 * 1024 * 1024
 # How soon a reader hears of what another replica stored.
 POLL_SECONDS = 0.15
 NEWS_AT_ONCE = 500
@@ -28,6 +29,7 @@ class Reader:
     def __init__(self, wanted: Wanted) -> None:
         self._wanted = wanted
         self._ring: deque[Execution] = deque()
+        self._bytes = 0
         self._missed = 0
         self._woken = asyncio.Event()
 
@@ -37,7 +39,7 @@ class Reader:
             async with asyncio.timeout(seconds):
                 await self._woken.wait()
         self._woken.clear()
-        found, self._ring = list(self._ring), deque()
+        found, self._ring, self._bytes = list(self._ring), deque(), 0
         missed, self._missed = self._missed, 0
         return found, missed
 
@@ -47,8 +49,10 @@ class Reader:
         if not accepted:
             return
         self._ring.extend(accepted)
-        while len(self._ring) > RING_EXECUTIONS:
-            self._ring.popleft()
+        self._bytes += sum(len(execution.detail) for execution in accepted)
+        # The newest stays, whatever its size: a report is bounded.
+        while len(self._ring) > RING_EXECUTIONS or (self._bytes > RING_BYTES and len(self._ring) > 1):
+            self._bytes -= len(self._ring.popleft().detail)
             self._missed += 1
         self._woken.set()
 

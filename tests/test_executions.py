@@ -13,7 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from control_plane.execution_model import Report, Wanted
 from control_plane.sweeper import SLICE_ROWS, Sweeper
-from control_plane.tail import RING_EXECUTIONS, Tail
+from control_plane.tail import RING_BYTES, RING_EXECUTIONS, Tail
 from pointsman.v1 import environments_pb2
 from pointsman.v1 import executions_pb2 as pb
 from tests.clients import control_plane_client, refused
@@ -146,6 +146,21 @@ async def test_a_slow_reader_is_told_how_many_it_missed_and_delays_nobody(kept):
         assert (len(found), missed) == (RING_EXECUTIONS, RING_EXECUTIONS // 2 + 1)
         assert found[-1] == newest
         assert await slow.next(0.01) == ([], 0)
+
+
+async def test_what_a_slow_reader_holds_is_bounded_in_bytes_too(kept):
+    tail = Tail(kept)
+    async with tail.reader(Wanted()) as slow:
+        large = [kept_one(detail=b"x" * (RING_BYTES // 4)) for _ in range(10)]
+        for one in large:
+            tail.publish([one])
+        assert await slow.next(1) == (large[6:], 6)
+        # What was taken counts no more, and one that is larger than all is told still.
+        huge = kept_one(detail=b"x" * (RING_BYTES + 1))
+        tail.publish([kept_one(), huge])
+        assert await slow.next(1) == ([huge], 1)
+        tail.publish(large[:4])
+        assert await slow.next(1) == (large[:4], 0)
 
 
 async def test_a_reader_that_is_stuck_holds_up_neither_reports_nor_other_readers(stack):
