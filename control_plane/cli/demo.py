@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import json
 import shlex
@@ -18,6 +19,7 @@ import click
 from click.testing import CliRunner
 
 from control_plane.cli.children import PLAIN, Child, ChildFailedError, direct, running
+from control_plane.cli.model import free_port, told
 from control_plane.cli.sample import SAMPLE_APP, order_service, sample_text
 
 FIRST, SECOND = "v1.0.0", "v1.1.0"
@@ -25,6 +27,7 @@ OLD_WORDS, NEW_WORDS = "'Hello. '", "'Hi, thanks for writing. '"
 MESSAGE = {"message": "Where is my order 1234?"}
 # Shown with the port of `pointsman dev`, where it can be pasted; the servers of the demo are gone when it ends.
 CURL = "curl -sS -X POST http://localhost:7580/v1/trigger/chat -H 'Content-Type: application/json'"
+STREAMED = "-H 'Accept: text/event-stream' -H 'X-Environment: staging'"
 GRPCURL = "grpcurl -plaintext -d {} localhost:7500 pointsman.v1.TriggerService/Trigger"
 BROKEN = """
 endpoints:
@@ -76,6 +79,9 @@ class _Demo:
         self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pointsman-demo-")))
         self._orders_port = stack.enter_context(order_service(0))
         self._stack = stack
+        self._model_port = free_port()
+        # It loads while the other steps are walked.
+        self._model = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1)).submit(self._start_model)
         any_port = ("--listen", "127.0.0.1:0", "--http", "127.0.0.1:0")
         store = f"sqlite:///{self._folder / 'pointsman.db'}"
         self._control_plane = stack.enter_context(running("the control plane", "control_plane", "--store", store, *any_port))
@@ -93,6 +99,12 @@ class _Demo:
         arguments = ("--control-plane", self._control_plane.grpc, "--gateway-id", name, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0")
         return self._stack.enter_context(running(f"gateway {name}", "data_plane", *arguments, *state))
 
+    def _start_model(self) -> float:
+        """Seconds that it took."""
+        started = time.monotonic()
+        self._stack.enter_context(running("the model", "control_plane.cli.model", str(self._model_port)))
+        return time.monotonic() - started
+
     def walk(self) -> None:
         """Every step of the workflow, in order."""
         self._create_and_deploy()
@@ -101,10 +113,11 @@ class _Demo:
         self._roll_back()
         self._refusals()
         self._outage()
+        self._stream()
 
     def _create_and_deploy(self) -> None:
         self._title("Edit the app's draft, create a release, deploy it to staging")
-        self._file("app.yaml", sample_text(self._orders_port))
+        self._file("app.yaml", sample_text(self._orders_port, self._model_port))
         self._run("app", "push", "app.yaml")
         self._run("release", "create", FIRST, "--description", "The first one")
         self._expect("2/2 gateways", self._run("deploy", FIRST, "--to", "staging"))
@@ -126,7 +139,7 @@ class _Demo:
 
     def _second_release(self) -> None:
         self._title("Edit again; create and deploy in one call; production is not touched")
-        text = sample_text(self._orders_port)
+        text = sample_text(self._orders_port, self._model_port)
         self._check("the sample has the words to change", OLD_WORDS in text)
         self._file("app.yaml", text.replace(OLD_WORDS, NEW_WORDS))
         self._run("app", "push", "app.yaml")
@@ -160,6 +173,29 @@ class _Demo:
         self._gateways[0] = self._start_gateway("east")
         self._gateways[0].wait_until_synced()
         self._check("east, started anew without a control plane, serves too", self._curl("staging").release == SECOND)
+
+    def _stream(self) -> None:
+        self._title("Ask a model, and read its words as they come")
+        seconds = self._model.result()
+        click.echo(f"  {told()} It was ready {seconds:.1f} s after its start.")
+        url = f"http://{self._gateways[0].http}/v1/trigger/compose"
+        headers = {"Content-Type": "application/json", "Accept": "text/event-stream", "X-Environment": "staging"}
+        click.secho(f"$ {CURL.replace('-sS', '-sSN').replace('chat', 'compose')} {STREAMED} -d '{json.dumps(MESSAGE)}'", fg="cyan")
+        request = urllib.request.Request(url, json.dumps(MESSAGE).encode(), headers, method="POST")
+        event, pieces, first, started = "", 0, 0.0, time.monotonic()
+        click.echo("  ", nl=False)
+        with direct.open(request, timeout=60) as response:
+            for line in response:
+                name, _, value = line.decode().rstrip("\n").partition(": ")
+                event = value if name == "event" else event
+                if name == "data" and event == "output.delta":
+                    first = first or time.monotonic()
+                    pieces += 1
+                    click.echo(json.loads(value)["text"].replace("\n", "\n  "), nl=False)
+        click.echo(
+            f"\n  the first of {pieces} pieces after {(first - started) * 1000:.0f} ms, the last after {time.monotonic() - started:.1f} s"
+        )
+        self._check("it came in pieces, and ended well", pieces > 1 and event == "execution.completed")
 
     def _title(self, text: str) -> None:
         self._number += 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import click
 from click.testing import CliRunner
 
 from control_plane.cli.children import PLAIN, Child, ChildFailedError, running
+from control_plane.cli.model import MODEL_PORT, free_port, told
 from control_plane.cli.sample import ORDERS_PORT, SAMPLE_APP, order_service, sample_text
 from control_plane.cli.saved import WatchedFile
 
@@ -31,6 +31,7 @@ LOOK_SECONDS = 0.2
 @click.option("--gateway-port", type=click.IntRange(0, 65535), default=7500, show_default=True, help="gRPC of the gateway.")
 @click.option("--gateway-http-port", type=click.IntRange(0, 65535), default=7580, show_default=True, help="Its HTTP.")
 @click.option("--orders-port", type=click.IntRange(0, 65535), default=ORDERS_PORT, show_default=True, help="The sample's order service.")
+@click.option("--model-port", type=click.IntRange(0, 65535), default=MODEL_PORT, show_default=True, help="The sample's model.")
 def command(data_dir: Path, app_file: Path | None, app: str, **ports: int) -> None:
     """Run a control plane, a gateway and a sample app, until Ctrl-C. Whenever its file is saved, it is released, and deployed to staging.
 
@@ -43,6 +44,7 @@ def command(data_dir: Path, app_file: Path | None, app: str, **ports: int) -> No
     with contextlib.ExitStack() as stack:
         try:
             orders_port = _serve_orders(stack, data_dir, ports["orders_port"])
+            model = _serve_model(stack, data_dir, ports["model_port"])
             control_plane, gateway = _start(stack, data_dir, ports)
         except ChildFailedError as error:
             raise click.ClickException(str(error)) from error
@@ -51,14 +53,14 @@ def command(data_dir: Path, app_file: Path | None, app: str, **ports: int) -> No
         if app_file is None:
             file = data_dir / f"{app}.yaml"
             if not file.exists():
-                file.write_text(sample_text(orders_port))
+                file.write_text(sample_text(orders_port, int(model.http.rpartition(":")[2])))
         else:
             file = app_file
         run = _Commands(control_plane, app)
         watched = WatchedFile(file, data_dir / f"released-{app}")
         _fill(run, watched)
         _tell(control_plane, gateway, app, file, sample=app_file is None)
-        died = _wait(ended, [control_plane, gateway], lambda: _release_when_saved(run, watched))
+        died = _wait(ended, [control_plane, gateway, model], lambda: _release_when_saved(run, watched))
         if died is not None:
             code = died.stop()
             raise click.ClickException(f"{died.name} ended by itself (exit status {code}):\n{died.last_words}")
@@ -75,13 +77,23 @@ def _serve_orders(stack: contextlib.ExitStack, data_dir: Path, port: int) -> int
     return port
 
 
+def _serve_model(stack: contextlib.ExitStack, data_dir: Path, port: int) -> Child:
+    """As for orders, port 0 is the one of the first start."""
+    kept = data_dir / "model-port"
+    if port == 0 and kept.exists():
+        port = int(kept.read_text())
+    child = stack.enter_context(running("the model", "control_plane.cli.model", str(port)))
+    kept.write_text(child.http.rpartition(":")[2])
+    return child
+
+
 def _start(stack: contextlib.ExitStack, data_dir: Path, ports: dict[str, int]) -> tuple[Child, Child]:
     def addresses(what: str) -> list[str]:
         return ["--listen", f"127.0.0.1:{ports[f'{what}_port']}", "--http", f"127.0.0.1:{ports[f'{what}_http_port']}"]
 
     store = f"sqlite:///{data_dir / 'pointsman.db'}"
     # The console is told where the gateway will be, which starts later.
-    ports = ports | {"gateway_http_port": ports["gateway_http_port"] or _free_port()}
+    ports = ports | {"gateway_http_port": ports["gateway_http_port"] or free_port()}
     to_gateway = ("--gateway-url", f"http://127.0.0.1:{ports['gateway_http_port']}")
     control_plane = stack.enter_context(
         running("the control plane", "control_plane", "--store", store, *to_gateway, *addresses("control_plane"))
@@ -96,11 +108,6 @@ def _start(stack: contextlib.ExitStack, data_dir: Path, ports: dict[str, int]) -
     )
     gateway.wait_until_synced()
     return control_plane, gateway
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
 
 
 class _Commands:
@@ -158,6 +165,7 @@ def _tell(control_plane: Child, gateway: Child, app: str, file: Path, *, sample:
         request = f'{{"app": "{app}", "environment": "staging", "endpoint": "chat", "input": {message}}}'
         lines += [
             f"  pointsman trigger chat -e staging -d '{message}'",
+            f"  pointsman trigger compose --stream -e staging -d '{message}'    # in a model's words, as they come",
             f"  {curl} -H 'Content-Type: application/json' -H 'X-Environment: staging' -d '{message}'",
             f"  grpcurl -plaintext -d '{request}' {gateway.grpc} pointsman.v1.TriggerService/Trigger",
         ]
@@ -169,6 +177,7 @@ def _tell(control_plane: Child, gateway: Child, app: str, file: Path, *, sample:
         "  pointsman rollback production",
         f"  grpcurl -plaintext {control_plane.grpc} list",
         "",
+        *([told()] if sample else []),
         "Ctrl-C ends it.",
     ]
     click.echo("\n".join(lines))

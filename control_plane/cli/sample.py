@@ -9,15 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
 
+from control_plane.cli.model import MODEL_PORT
+
 SAMPLE_APP = "support-chat"
 ORDERS_PORT = 7590
 STATUSES = ("packed", "on its way", "delivered", "waiting for payment")
 
 
-def sample_text(orders_port: int = ORDERS_PORT) -> str:
-    """The app file, with its tool's port."""
+def sample_text(orders_port: int = ORDERS_PORT, model_port: int = MODEL_PORT) -> str:
+    """The app file, with the ports of its tool and its model."""
     text = resources.files("control_plane.cli").joinpath(f"samples/{SAMPLE_APP}.yaml").read_text()
-    return text.replace(f"127.0.0.1:{ORDERS_PORT}", f"127.0.0.1:{orders_port}")
+    text = text.replace(f"127.0.0.1:{ORDERS_PORT}", f"127.0.0.1:{orders_port}")
+    return text.replace(f"127.0.0.1:{MODEL_PORT}", f"127.0.0.1:{model_port}")
 
 
 class _Orders(http.server.BaseHTTPRequestHandler):
