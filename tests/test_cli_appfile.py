@@ -228,7 +228,7 @@ def test_what_draft_prints_is_read_as_the_same(tmp_path):
 async def test_validate_reads_the_standard_input_and_knows_the_sample():
     done = await run_command(BIN / "pointsman", "app", "validate", "-", stdin=sample_text())
     assert (done.code, done.stderr) == (0, "")
-    assert done.stdout == "the standard input is sound: 3 endpoints, 3 pipelines, 1 tools, 0 models\n"
+    assert done.stdout == "the standard input is sound: 4 endpoints, 4 pipelines, 1 tools, 1 models\n"
 
 
 async def test_validate_tells_programs_too(tmp_path):

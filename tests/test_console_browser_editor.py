@@ -19,7 +19,7 @@ PAGES = {
     "editor-new-step": "/apps/{app}/editor/form?at=pipelines[0].stages[1].steps",
     "editor-endpoint": "/apps/{app}/editor/form?at=endpoints[0]",
     "editor-tool": "/apps/{app}/editor/form?at=tools[0]",
-    "editor-model": "/apps/{app}/editor/form?at=models[0]",
+    "editor-model": "/apps/{app}/editor/form?at=models[1]",
     "editor-delete": "/apps/{app}/editor/form?at=pipelines[2].stages[0]&delete=yes",
     "changes": "/apps/{app}/changes",
     "editor-empty": "/apps/{app}-empty/editor",

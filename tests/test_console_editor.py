@@ -98,25 +98,25 @@ async def test_an_empty_app_says_how_to_begin(site):
 async def test_a_pipeline_a_stage_a_step_an_endpoint_a_tool_and_a_model_are_added(site):
     for at, typed in (
         ("pipelines", {"name": "echo"}),
-        ("pipelines[3].stages", {"name": "later"}),
-        ("pipelines[3].stages[1].steps", {"name": "looks", "kind": "tool_call", "tool_call.tool": "find_order"}),
+        ("pipelines[4].stages", {"name": "later"}),
+        ("pipelines[4].stages[1].steps", {"name": "looks", "kind": "tool_call", "tool_call.tool": "find_order"}),
         ("endpoints", {"name": "echo", "pipeline": "echo", "input_schema": "type: object\nproperties: {a: {type: string}}"}),
         ("tools", {"name": "weather", "kind": "http", "http.url": "http://weather.example/", "http.headers": "X-A: ${secret:KEY}"}),
-        ("models", {"name": "small", "targets[0].base_url": "http://models.example/v1"}),
-        ("models[0].targets", {"base_url": "http://other.example/v1", "api_key": "${secret:KEY}"}),
+        ("models", {"name": "mine", "targets[0].base_url": "http://models.example/v1"}),
+        ("models[1].targets", {"base_url": "http://other.example/v1", "api_key": "${secret:KEY}"}),
     ):
         saved = await save(site, at, **typed)
         assert saved.status_code == 303, (at, html.unescape(saved.text)[:6000])
         assert (await site.http.get(saved.headers["location"])).status_code == 200
     found = await config(site)
-    echo = found.pipelines[3]
+    echo = found.pipelines[4]
     assert [(stage.name, [step.name for step in stage.steps]) for stage in echo.stages] == [
         ("main", ["first"]),
         ("later", ["step_1", "looks"]),
     ]
-    assert found.endpoints[3].input_schema["properties"]["a"]["type"] == "string"
+    assert found.endpoints[4].input_schema["properties"]["a"]["type"] == "string"
     assert found.tools[1].http.headers["X-A"] == "${secret:KEY}"
-    assert [target.base_url for target in found.models[0].targets] == ["http://models.example/v1", "http://other.example/v1"]
+    assert [target.base_url for target in found.models[1].targets] == ["http://models.example/v1", "http://other.example/v1"]
 
 
 async def test_saving_a_form_as_it_is_changes_nothing(site):
