@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from hypothesis import HealthCheck, settings
 
 from tests.clients import ControlPlane, Gateway, control_plane_client, gateway_client
 from tests.eventually import eventually
@@ -21,6 +22,10 @@ from tests.postgres_server import postgres_server
 from tests.processes import BIN, Server, start_control_plane, start_gateway
 
 __all__ = ["postgres_server"]
+
+# That a machine is busy says nothing of an example.
+settings.register_profile("pointsman", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("pointsman")
 
 # What a test needs beyond the runtime dependencies: name, how it is found, what is missing without it.
 OPTIONAL_PROGRAMS = {

@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from control_plane.cli import COMMANDS, main
 from pointsman.v1 import apps_pb2
 from tests.clients import cli, cli_done
+from tests.eventually import eventually
 from tests.processes import BIN, clean_environment, run
 from tests.sample_apps import as_yaml, marked
 from tests.simulated_gateway import SimulatedGateway
@@ -93,14 +94,22 @@ async def test_create_with_deploy_to_and_what_json_looks_like(shop):
 async def test_status_and_gateways(shop, stack):
     await cli_done("deploy", "v1", "--to", "staging", "--reason", "first\nsecond", **shop)
     text = await cli_done("status", **shop)
-    assert text.splitlines()[0].split() == ["APP", "ENVIRONMENT", "RELEASE", "REVISION", "GATEWAYS", "SINCE", "(UTC)", "BY", "REASON"]
+    assert text.splitlines()[0].split() == ["APP", "ENVIRONMENT", "RELEASE", "REVISION", "GATEWAYS", "FAILED", "SINCE", "(UTC)", "BY"]
     assert text.splitlines()[1].split()[:3] == [shop["POINTSMAN_APP"], "staging", "v1"]
-    assert " 2/2 " in text
+    assert re.search(r" 2/2 +- ", text)
     assert text.splitlines()[1].endswith("first")
     assert "2 gateways connected" in text
     status = await as_json("status", **shop)
     assert [binding["environment"] for binding in status["bindings"]] == ["staging"]
     assert [gateway["gateway_id"] for gateway in status["gateways"]] == ["east", "west"]
+    await cli_done("trigger", "where", "-e", "staging", "-d", '{"message": "hi"}', **shop)
+
+    async def healthy():
+        return re.search(r" 2/2 +0/1 ", await cli_done("status", **shop))
+
+    await eventually(healthy, 5)
+    (ran,) = (await as_json("status", **shop))["summaries"]
+    assert (ran["release"], ran["executions"], ran["failed"]) == ("v1", "1", "0")
     listed = await as_json("gateways", control_plane=stack.control_plane)
     assert [(gateway["gateway_id"], gateway["connected"]) for gateway in listed["gateways"]] == [("east", True), ("west", True)]
 
@@ -191,6 +200,24 @@ async def test_texts_of_others_cannot_steer_the_terminal(stack):
     assert b"[bold]not markup[/bold] [/]" in shown, shown
 
 
+async def test_on_a_narrow_terminal_no_name_is_cut_off(shop, stack):
+    servers = {"POINTSMAN_SERVER": stack.control_plane.grpc, "POINTSMAN_APP": shop["POINTSMAN_APP"]}
+    await cli_done("deploy", "v1", "--to", "production", "--reason", "a longer reason, so that not all of it fits into one line", **shop)
+    for arguments in (("status",), ("history",), ("release", "list"), ("audit", "list")):
+        shown = (await _on_a_terminal(*arguments, COLUMNS="80", **servers)).decode()
+        assert "\x1b[1m" in shown
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+        assert max(len(line) for line in plain.splitlines()) <= 80
+        assert "\N{HORIZONTAL ELLIPSIS}" not in plain, plain
+        if arguments != ("audit", "list"):
+            assert "production" in plain
+        plain = (await _on_a_terminal(*arguments, COLUMNS="80", NO_COLOR="1", **servers)).decode()
+        assert not re.search(r"\x1b\[3[0-9]", plain)
+    coloured = (await _on_a_terminal("release", "diff", "v1", "v2", **servers)).decode()
+    assert "\x1b[33m" in coloured
+    assert "\x1b" not in (await _on_a_terminal("release", "diff", "v1", "v2", NO_COLOR="1", **servers)).decode()
+
+
 async def test_a_rollout_is_told_live_on_a_terminal(shop, stack):
     """By gateway, for as long as one is not there yet; then the verdict alone stays."""
     servers = {"POINTSMAN_SERVER": stack.control_plane.grpc, "POINTSMAN_APP": shop["POINTSMAN_APP"]}
@@ -214,7 +241,7 @@ async def _on_a_terminal(*arguments, **environment):
             stdin=follower,
             stdout=follower,
             stderr=follower,
-            env=clean_environment(TERM="xterm", COLUMNS="120", **environment),
+            env=clean_environment(**{"TERM": "xterm", "COLUMNS": "120", "NO_COLOR": ""} | environment),
         )
         os.close(follower)
         shown = await asyncio.to_thread(lambda: b"".join(iter(lambda: _read(leader), b"")))

@@ -158,6 +158,7 @@ async def test_while_the_store_takes_no_writes_everything_waits_and_then_is_stor
 
         async with installation(tmp_path, store=url) as (plane_server, _, _, gates), Load(gates).running() as load:
             await load.more(50)
+            await eventually(lambda: recorded(plane_server), timeout_seconds=30)
             await asyncio.to_thread(allow_writes, allowed=False)
 
             async def some_wait():

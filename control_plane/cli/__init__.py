@@ -106,6 +106,8 @@ def main(**_settings: str | None) -> None:
 
     The options below may also stand after the command. A token is sent when POINTSMAN_TOKEN holds one.
     """
+    if os.environ.get("NO_COLOR"):
+        click.get_current_context().color = False
 
 
 _PASS_ALL = {"ignore_unknown_options": True, "help_option_names": []}

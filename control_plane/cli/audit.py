@@ -50,7 +50,7 @@ def list_(
     app: str | None,
     output: str,
 ) -> None:
-    """List entries, newest first.
+    """List entries, newest first; with -o json also from which address, and the revisions before and after.
 
     Example: pointsman audit list --outcome REFUSED
     """
@@ -67,16 +67,14 @@ def list_(
             str(entry.position),
             when(entry.entry_time),
             entry.actor or "-",
-            entry.peer,
             entry.method,
             "/".join(part for part in (entry.app, entry.environment) if part) or "-",
             entry.outcome + (f" x{entry.count}" if entry.count > 1 else ""),
-            str(entry.revision or "-"),
             short(entry.reason or entry.message or entry.detail),
         )
         for entry in response.entries
     ]
-    headings = ("ENTRY", "WHEN (UTC)", "BY", "FROM", "METHOD", "WHERE", "OUTCOME", "REVISION", "WHY")
+    headings = ("ENTRY", "WHEN (UTC)", "BY", "METHOD", "WHERE", "OUTCOME", "WHY")
     show(response, output, lambda: table(headings, rows, "Nothing is recorded that passes."))
 
 

@@ -67,19 +67,23 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], empty: str) ->
         click.echo(empty)
         return
     rows = [[harmless(cell) for cell in row] for row in rows]
+    widths = [max(len(line[column]) for line in (headings, *rows)) for column in range(len(headings))]
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
-        found = Table(box=None, pad_edge=False, header_style="bold")
+        console = Console()
+        room = console.width - sum(widths)
+        found = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2 if room >= 2 * len(widths) else 1, 0, 0))
         for heading in headings:
-            found.add_column(heading)
+            # What does not fit goes on in the next line, times and the last column first: a name that is cut off is no name.
+            gives_way = heading == headings[-1] or "(UTC)" in heading
+            found.add_column(heading, overflow="fold", no_wrap=not gives_way)
         for row in rows:
             found.add_row(*(Text(cell) for cell in row))
-        Console().print(found)
+        console.print(found)
         return
-    widths = [max(len(line[column]) for line in (headings, *rows)) for column in range(len(headings))]
     for line in (headings, *rows):
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 import click
 
@@ -11,7 +11,16 @@ from control_plane.cli.client import Connection, server_options
 from control_plane.cli.durations import DURATION
 from control_plane.cli.moments import MOMENT
 from control_plane.cli.output import ago, harmless, output_option, print_plain, short, show, table, when, whole
-from pointsman.v1 import deployments_pb2, deployments_pb2_grpc, gateways_pb2, gateways_pb2_grpc
+from pointsman.v1 import (
+    deployments_pb2,
+    deployments_pb2_grpc,
+    executions_pb2,
+    executions_pb2_grpc,
+    gateways_pb2,
+    gateways_pb2_grpc,
+)
+
+HEALTH_WINDOW = timedelta(minutes=15)
 
 
 @click.command()
@@ -19,7 +28,7 @@ from pointsman.v1 import deployments_pb2, deployments_pb2_grpc, gateways_pb2, ga
 @server_options()
 @output_option
 def status(as_of: datetime | None, server: str | None, app: str | None, output: str) -> None:
-    """One screen: what is live where, since when, by whom, and whether every gateway is on it.
+    """One screen: what is live where, whether every gateway is on it, how much of it failed in the last 15 minutes, since when, by whom.
 
     Example: pointsman status
     """
@@ -34,9 +43,14 @@ def status(as_of: datetime | None, server: str | None, app: str | None, output: 
         return
     stub = gateways_pb2_grpc.GatewayServiceStub(connection.channel)
     listed = connection.every(stub.ListGateways, gateways_pb2.ListGatewaysRequest(), "gateways")
+    window = executions_pb2.SummarizeExecutionsRequest(app=app or "")
+    window.start_time.FromDatetime(datetime.now(UTC) - HEALTH_WINDOW)
+    ran = connection.call(executions_pb2_grpc.ExecutionServiceStub(connection.channel).SummarizeExecutions, window)
     if output != "text":
-        print_plain({"bindings": whole(bindings)["bindings"], "gateways": whole(listed)["gateways"]}, output)
+        plain = {"bindings": whole(bindings)["bindings"], "gateways": whole(listed)["gateways"], "summaries": whole(ran)["summaries"]}
+        print_plain(plain, output)
         return
+    summaries = {(one.app, one.environment, one.release): one for one in ran.summaries}
     rows = [
         (
             binding.app,
@@ -44,15 +58,19 @@ def status(as_of: datetime | None, server: str | None, app: str | None, output: 
             binding.release,
             str(binding.revision),
             _served(binding, listed.gateways),
+            _failed(summaries.get((binding.app, binding.environment, binding.release))),
             when(binding.deploy_time),
-            binding.deployed_by,
-            short(binding.reason),
+            short(f"{binding.deployed_by}: {binding.reason}" if binding.reason else binding.deployed_by),
         )
         for binding in sorted(bindings.bindings, key=lambda b: (b.app, b.environment))
     ]
-    headings = ("APP", "ENVIRONMENT", "RELEASE", "REVISION", "GATEWAYS", "SINCE (UTC)", "BY", "REASON")
+    headings = ("APP", "ENVIRONMENT", "RELEASE", "REVISION", "GATEWAYS", "FAILED", "SINCE (UTC)", "BY")
     table(headings, rows, "Nothing is deployed yet. Deploy a release: pointsman deploy TAG --to ENVIRONMENT")
     _tell_gateways(listed.gateways)
+
+
+def _failed(ran: executions_pb2.ExecutionSummary | None) -> str:
+    return f"{ran.failed}/{ran.executions}" if ran is not None else "-"
 
 
 def _tell_past(bindings: Iterable[deployments_pb2.Binding], moment: datetime) -> None:
