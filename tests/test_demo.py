@@ -192,7 +192,8 @@ async def test_the_sample_of_dev_can_be_edited(tmp_path):
         gateway = re.search(r"gateway-grpc=(\S+)", dev.stdout[0])
         assert gateway is not None
         file = tmp_path / "dev" / "support-chat.yaml"
-        assert any(str(file) in line for line in dev.stdout)
+        # Told after the line that says ready.
+        await eventually(lambda: any(str(file) in line for line in dev.stdout), 5)
         text = file.read_text()
         assert "' is '" in text
         file.write_text(text.replace("' is '", "' is now '"))
