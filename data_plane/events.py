@@ -6,7 +6,6 @@ An event's `data` is the message of TriggerStreamResponse by the proto JSON mapp
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -52,8 +51,8 @@ class Events:
     """A queue with one reader. When it is slow, text of one step that waits beside other text becomes one event."""
 
     def __init__(self) -> None:
-        self._waiting: deque[Event] = deque()
-        self._there = asyncio.Event()
+        self._waiting: list[Event] = []
+        self._reader: asyncio.Future[None] | None = None
 
     def put(self, event: Event) -> None:
         """Never waits."""
@@ -62,11 +61,23 @@ class Events:
             last.data["text"] += event.data["text"]
         else:
             self._waiting.append(event)
-        self._there.set()
+        self._wake()
 
-    async def get(self) -> Event:
-        """The next one."""
-        while not self._waiting:
-            self._there.clear()
-            await self._there.wait()
-        return self._waiting.popleft()
+    async def take(self, idle_seconds: float | None = None) -> list[Event]:
+        """All that wait, so that they can be written at once; waits for the first, but no longer than `idle_seconds`: then none."""
+        if not self._waiting:
+            loop = asyncio.get_running_loop()
+            self._reader = loop.create_future()
+            timer = loop.call_later(idle_seconds, self._wake) if idle_seconds is not None else None
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+                if timer is not None:
+                    timer.cancel()
+        taken, self._waiting = self._waiting, []
+        return taken
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)

@@ -15,6 +15,8 @@ from typing import Any
 import httpcore2
 import httpx2
 
+from data_plane.connections import Connection
+
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -130,7 +132,6 @@ class _PolicedBackend(httpcore2.AsyncNetworkBackend):
 
     def __init__(self, policy: HostPolicy) -> None:
         self._policy = policy
-        self._inner = httpcore2.AnyIOBackend()
 
     async def connect_tcp(
         self,
@@ -143,7 +144,7 @@ class _PolicedBackend(httpcore2.AsyncNetworkBackend):
         last: httpcore2.ConnectError | httpcore2.ConnectTimeout | None = None
         for address in await self._addresses(host, port):
             try:
-                return await self._inner.connect_tcp(address, port, timeout, local_address, socket_options)
+                return await Connection.open(address, port, timeout, local_address, socket_options)
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
                 last = error
         raise last or httpcore2.ConnectError(f"{host} has no address")
@@ -173,4 +174,4 @@ class _PolicedBackend(httpcore2.AsyncNetworkBackend):
         return allowed
 
     async def sleep(self, seconds: float) -> None:
-        await self._inner.sleep(seconds)
+        await asyncio.sleep(seconds)

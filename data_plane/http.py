@@ -19,7 +19,7 @@ from data_plane.lookup import Asked
 from data_plane.metrics import Metrics
 from data_plane.openapi import TRIGGER_PREFIX, Covers, describe, list_endpoints
 from data_plane.record import Answer
-from data_plane.sse import write_events
+from data_plane.sse import KEEP_ALIVE_SECONDS, write_events
 from data_plane.status import Status
 from data_plane.streaming import told
 from data_plane.tracing import trace_of
@@ -160,7 +160,7 @@ class HttpApp:
         """The answer as server-sent events. What is refused before the start raises, and is answered as ever."""
         with _Watch(receive) as watch:
             try:
-                async with told(self._gateway, asked) as events:
+                async with told(self._gateway, asked, KEEP_ALIVE_SECONDS) as events:
                     await write_events(events, send)
             except asyncio.CancelledError:
                 if watch.hung_up:

@@ -51,13 +51,14 @@ class TriggerServicer(trigger_pb2_grpc.TriggerServiceServicer):
 
     async def TriggerStream(self, request: pb.TriggerStreamRequest, context: Context) -> AsyncIterator[pb.TriggerStreamResponse]:
         """See trigger.proto."""
-        async with told(self._gateway, self._asked(request, context)) as events:
+        async with told(self._gateway, self._asked(request, context)) as told_so_far:
             sequence = 0
-            async for event in events:
-                sequence += 1
-                if sequence == 1 and event.stale_seconds is not None:
-                    await context.send_initial_metadata((("x-stale", str(event.stale_seconds)),))
-                yield json_format.ParseDict({"sequence": sequence, event.name: event.data}, pb.TriggerStreamResponse())
+            async for events in told_so_far:
+                if sequence == 0 and events[0].stale_seconds is not None:
+                    await context.send_initial_metadata((("x-stale", str(events[0].stale_seconds)),))
+                for event in events:
+                    sequence += 1
+                    yield json_format.ParseDict({"sequence": sequence, event.name: event.data}, pb.TriggerStreamResponse())
 
     def _asked(self, request: pb.TriggerRequest | pb.TriggerStreamRequest, context: Context) -> Asked:
         """What is asked for. Raises PermissionDenied, RateLimited, TooLarge, InvalidInput."""

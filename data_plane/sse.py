@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from pointsman.errors import PointsmanError
 
 # Proxies cut a connection on which nothing moves for a minute or so.
 KEEP_ALIVE_SECONDS = 15.0
+KEEP_ALIVE = b": keep-alive\n\n"
 HEADERS = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
 # What execution_started says, which is in the head too, as with every other answer.
 NAMED = ("execution_id", "app", "environment", "release", "revision")
@@ -21,30 +21,24 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 _encode = msgspec.json.Encoder().encode
 
 
-async def write_events(events: AsyncIterator[Event], send: Send) -> None:
-    """Sends the head with the first event, then each as it comes, and a comment when none has come for a while."""
+async def write_events(told: AsyncIterator[list[Event]], send: Send) -> None:
+    """Sends the head with the first event, then what there is, in one write; a comment where nothing has come for a while."""
     sequence = 0
-    following = asyncio.ensure_future(anext(events))
     try:
-        while True:
-            done, _ = await asyncio.wait({following}, timeout=KEEP_ALIVE_SECONDS)
-            if not done:
-                await send({"type": "http.response.body", "body": b": keep-alive\n\n", "more_body": True})
-                continue
-            try:
-                event = following.result()
-            except (StopAsyncIteration, PointsmanError):
-                # The last event has said how it ended.
-                break
-            sequence += 1
-            if sequence == 1:
-                await send({"type": "http.response.start", "status": 200, "headers": _head(event)})
-            text = b"id: %d\nevent: %s\ndata: %s\n\n" % (sequence, event.dotted.encode(), _encode(event.data))
-            await send({"type": "http.response.body", "body": text, "more_body": True})
-            following = asyncio.ensure_future(anext(events))
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-    finally:
-        following.cancel()
+        async for events in told:
+            if sequence == 0:
+                await send({"type": "http.response.start", "status": 200, "headers": _head(events[0])})
+            parts = [_text(number, event) for number, event in enumerate(events, sequence + 1)]
+            sequence += len(parts)
+            await send({"type": "http.response.body", "body": b"".join(parts) or KEEP_ALIVE, "more_body": True})
+    except PointsmanError:
+        # The last event has said how it ended.
+        pass
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _text(number: int, event: Event) -> bytes:
+    return b"id: %d\nevent: %s\ndata: %s\n\n" % (number, event.dotted.encode(), _encode(event.data))
 
 
 def _head(started: Event) -> list[tuple[bytes, bytes]]:

@@ -13,23 +13,23 @@ from pointsman.errors import PointsmanError
 
 
 @contextlib.asynccontextmanager
-async def told(gateway: Gateway, asked: Asked) -> AsyncIterator[AsyncIterator[Event]]:
-    """The events of one trigger. Leaving the context cancels the work, if it still goes on.
+async def told(gateway: Gateway, asked: Asked, idle_seconds: float | None = None) -> AsyncIterator[AsyncIterator[list[Event]]]:
+    """The events of one trigger, as many at a time as wait. Leaving the context cancels the work, if it still goes on.
 
-    The iterator ends after execution_completed; after execution_failed it raises the error.
+    The iterator ends after execution_completed; after execution_failed it raises the error. No events: there were none for `idle_seconds`.
 
     Raises:
         PointsmanError: what is refused before the start, when the context is entered.
     """
     events = Events()
     task = asyncio.create_task(gateway.trigger(asked, events.put), name="streamed trigger")
-    first = asyncio.create_task(events.get())
+    first = asyncio.create_task(events.take())
     try:
         await asyncio.wait({task, first}, return_when=asyncio.FIRST_COMPLETED)
         if not first.done():
             # It ended without a start: refused.
             await task
-        yield _all(task, events, first.result())
+        yield _all(task, events, first.result(), idle_seconds)
     finally:
         first.cancel()
         task.cancel()
@@ -37,17 +37,22 @@ async def told(gateway: Gateway, asked: Asked) -> AsyncIterator[AsyncIterator[Ev
             await task
 
 
-async def _all(task: asyncio.Task[object], events: Events, first: Event) -> AsyncIterator[Event]:
+async def _all(task: asyncio.Task[object], events: Events, first: list[Event], idle_seconds: float | None) -> AsyncIterator[list[Event]]:
     yield first
     task.add_done_callback(lambda _: events.put(_END))
-    while (event := await events.get()) is not _END:
-        yield event
+    while True:
+        some = await events.take(idle_seconds)
+        if some and some[-1] is _END:
+            break
+        yield some
+    if len(some) > 1:
+        yield some[:-1]
     try:
         answer = await task
     except PointsmanError as error:
-        yield Event("execution_failed", {"error": error.reason_name, "message": error.message, "details": error.metadata})
+        yield [Event("execution_failed", {"error": error.reason_name, "message": error.message, "details": error.metadata})]
         raise
-    yield Event("execution_completed", {"output": getattr(answer, "output", None)})
+    yield [Event("execution_completed", {"output": getattr(answer, "output", None)})]
 
 
 _END = Event("end", {})

@@ -135,7 +135,7 @@ async def test_a_slow_reader_gets_all_the_text_in_fewer_events():
     events.put(Event("execution_completed", {}))
     found = []
     while not found or found[-1].name != "execution_completed":
-        found.append(await events.get())
+        found += await events.take()
     assert len(found) <= JOIN_DELTAS_BEYOND + 3
     assert "".join(event.data["text"] for event in found[:-1]) == "".join(f"{number}," for number in range(10_000))
 

@@ -22,6 +22,7 @@ NAMES = (
     "fanout",
     "spreading",
     "engine",
+    "inference",
 )
 
 MAX_FILES = 20_000

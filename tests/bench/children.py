@@ -8,7 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from tests.processes import ROOT, clean_environment
+from tests.processes import ROOT, Server, clean_environment
 
 START_SECONDS = 60.0
 KIB = 1024
@@ -54,3 +54,16 @@ def memory_bytes(pid: int) -> int:
     """Resident memory of a process."""
     fields = Path(f"/proc/{pid}/statm").read_text().split()
     return int(fields[1]) * 4 * KIB
+
+
+@contextlib.asynccontextmanager
+async def wrapped_gateway(module: str, folder: Path, control_plane: str) -> AsyncIterator[Server]:
+    """A gateway by a program of tests.bench that changes something in it."""
+    addresses = ("--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--control-plane", control_plane)
+    state = ("--gateway-id", module, "--state-dir", str(folder / module))
+    server = Server([sys.executable, "-m", f"tests.bench.{module}", *addresses, *state], {})
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()

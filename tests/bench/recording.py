@@ -24,6 +24,7 @@ from google.protobuf import json_format
 from pointsman.v1 import apps_pb2, apps_pb2_grpc, executions_pb2_grpc, releases_pb2, releases_pb2_grpc, trigger_pb2, trigger_pb2_grpc
 from pointsman.v1 import executions_pb2 as pb
 from pointsman.values import to_struct
+from tests.bench.children import wrapped_gateway
 from tests.bench.engine import CONFIG, INPUT, SECONDS, grpc_rate, http_rate
 from tests.bench.table import Row, spread
 from tests.processes import Server, start_control_plane, start_gateway
@@ -48,7 +49,7 @@ async def rows() -> list[Row]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         plane = await stack.enter_async_context(start_control_plane(folder))
         recorded = await stack.enter_async_context(start_gateway(folder, plane.grpc, gateway_id="recorded"))
-        unrecorded = await _unrecorded(folder, plane.grpc, stack)
+        unrecorded = await stack.enter_async_context(wrapped_gateway("unrecorded", folder, plane.grpc))
         await _serve_release(plane)
         contests: dict[str, Callable[[Server], Any]] = {
             "HTTP": lambda server: http_rate(folder, server.http),
@@ -82,15 +83,6 @@ def _processor_seconds(server: Server) -> float:
     """Of the process so far, in its own code and the system's."""
     fields = Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-async def _unrecorded(folder: Path, control_plane: str, stack: AsyncExitStack) -> Server:
-    addresses = ("--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--control-plane", control_plane)
-    state = ("--gateway-id", "unrecorded", "--state-dir", str(folder / "unrecorded"))
-    server = Server([sys.executable, "-m", "tests.bench.unrecorded", *addresses, *state], {})
-    await server.start()
-    stack.push_async_callback(server.stop)
-    return server
 
 
 async def _serve_release(plane: Server) -> None:
