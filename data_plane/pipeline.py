@@ -15,7 +15,7 @@ from typing import Any
 from data_plane.events import Emit, output_delta, step_finished, step_started
 from data_plane.loaded import LoadedEndpoint, LoadedStage, LoadedStep
 from data_plane.steps import StepError
-from data_plane.steps.base import Clients, StepContext, Usage
+from data_plane.steps.base import Clients, StepContext, Usage, Variables
 from data_plane.tracing import Trace, enter_step
 from pointsman.errors import PointsmanError, StepFailed, StepTimeout
 from pointsman.expressions import Expression, ExpressionError
@@ -67,6 +67,8 @@ class Run:
     variables: dict[str, Any] = field(init=False)
     steps: list[StepRecord] = field(default_factory=list)
     last_output: Any = None
+    out_of_time: bool = False
+    """A step was ended by the trigger's deadline. Timers may be early by a moment, so the clock alone does not tell."""
     emit: Emit | None = None
     trace: Trace | None = None
     pause: Callable[[float], Any] = asyncio.sleep
@@ -76,6 +78,10 @@ class Run:
         """What the step is given."""
         emit = self.emit
         return StepContext(self.clients, deadline, None if emit is None else lambda text: emit(output_delta(step.name, text)))
+
+    def keep(self, step: LoadedStep, output: Any) -> None:
+        """For what comes later. Never in place: an expression may have given `steps` itself, which would then hold itself."""
+        self.variables["steps"] = {**self.variables["steps"], step.name: output}
 
     def __post_init__(self) -> None:
         trigger = self.trigger
@@ -91,14 +97,14 @@ async def run(endpoint: LoadedEndpoint, running: Run) -> Any:
     """
     pipeline = endpoint.pipeline
     for stage in pipeline.stages:
-        if stage.gate is not None and not _decide(running, stage.gate, stage.name, "gate"):
+        if stage.gate is not None and not _decide(running, running.variables, stage.gate, stage.name):
             for step in stage.steps:
                 _skip(running, stage, step)
         elif stage.parallel and len(stage.steps) > 1:
             await _parallel(stage, running)
         else:
             for step in stage.steps:
-                await _step(stage, step, running)
+                await _step(stage, step, running, running.variables)
     if pipeline.output is None:
         return running.last_output
     try:
@@ -109,10 +115,12 @@ async def run(endpoint: LoadedEndpoint, running: Run) -> Any:
 
 async def _parallel(stage: LoadedStage, running: Run) -> None:
     """All steps at once; the first one that fails cancels the others."""
+    # What one of them gives is not seen by the others, whichever is quicker.
+    before = dict(running.variables)
     try:
         async with asyncio.TaskGroup() as tasks:
             for step in stage.steps:
-                tasks.create_task(_step(stage, step, running))
+                tasks.create_task(_step(stage, step, running, before))
     except BaseExceptionGroup as group:
         # Not `except*`: before Python 3.11.4 what is raised in it comes out inside a group of its own.
         failures, others = group.split(PointsmanError)
@@ -125,9 +133,9 @@ async def _parallel(stage: LoadedStage, running: Run) -> None:
         running.last_output = running.variables["steps"][last]
 
 
-async def _step(stage: LoadedStage, step: LoadedStep, running: Run) -> None:
-    if step.when is not None and not _decide(running, step.when, stage.name, step.name):
-        _skip(running, stage, step)
+async def _step(stage: LoadedStage, step: LoadedStep, running: Run, variables: Variables) -> None:
+    """`variables`: what the step sees."""
+    if step.when is not None and not _wanted(stage, step, running, variables):
         return
     record = StepRecord(stage.name, step.name, step.kind, time.time())
     running.steps.append(record)
@@ -137,18 +145,18 @@ async def _step(stage: LoadedStage, step: LoadedStep, running: Run) -> None:
         running.emit(step_started(stage.name, step.name, step.kind))
     started = time.monotonic()
     try:
-        output = await _attempts(stage, step, running, record, started)
+        output = await _attempts(stage, step, running, variables, record, started)
         record.outcome = SUCCEEDED
-        running.variables["steps"][step.name] = running.last_output = output
+        running.last_output = output
+        running.keep(step, output)
     except asyncio.CancelledError:
         record.outcome = CANCELLED
         raise
     except PointsmanError as error:
         record.error = error.metadata["cause"]
-        out_of_time = time.monotonic() >= running.trigger.deadline
-        if out_of_time or not step.continue_on_error:
+        if running.out_of_time or time.monotonic() >= running.trigger.deadline or not step.continue_on_error:
             raise
-        running.variables["steps"][step.name] = None
+        running.keep(step, None)
     finally:
         record.seconds = time.monotonic() - started
         if running.emit is not None:
@@ -157,7 +165,7 @@ async def _step(stage: LoadedStage, step: LoadedStep, running: Run) -> None:
             )
 
 
-async def _attempts(stage: LoadedStage, step: LoadedStep, running: Run, record: StepRecord, started: float) -> Any:
+async def _attempts(stage: LoadedStage, step: LoadedStep, running: Run, variables: Variables, record: StepRecord, started: float) -> Any:
     """The output of the first attempt that succeeds, within the step's time and the trigger's."""
     own_deadline = started + step.timeout_seconds
     deadline = min(own_deadline, running.trigger.deadline)
@@ -168,7 +176,7 @@ async def _attempts(stage: LoadedStage, step: LoadedStep, running: Run, record: 
     while True:
         record.attempts += 1
         try:
-            output = step.run(running.variables, context)
+            output = step.run(variables, context)
             if hasattr(output, "__await__"):
                 async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline - time.monotonic()):
                     output = await output
@@ -191,17 +199,29 @@ def _pause(error: StepError, attempts: int, running: Run) -> float:
     return max(error.retry_after_seconds or 0.0, running.jitter(longest / 2, longest))
 
 
-def _decide(running: Run, expression: Expression, stage: str, step: str) -> bool:
+def _wanted(stage: LoadedStage, step: LoadedStep, running: Run, variables: Variables) -> bool:
+    """Whether the step is to run. One that is not, or of which that cannot be said, is on record all the same."""
+    assert step.when is not None, "asked only of steps that have one"
+    try:
+        wanted = _decide(running, variables, step.when, stage.name, step.name, "when")
+    except StepFailed as error:
+        running.steps.append(StepRecord(stage.name, step.name, step.kind, time.time(), error=error.metadata["cause"]))
+        raise
+    if not wanted:
+        _skip(running, stage, step)
+    return wanted
+
+
+def _decide(running: Run, variables: Variables, expression: Expression, stage: str, step: str = "gate", what: str = "gate") -> bool:
     """A gate that errs is an error, never false."""
     try:
-        return expression.evaluate_bool(running.variables)
+        return expression.evaluate_bool(variables)
     except ExpressionError as error:
-        what = "gate" if step == "gate" else "when"
         raise _failed(running, stage, step, f"its {what}: {error}") from None
 
 
 def _skip(running: Run, stage: LoadedStage, step: LoadedStep) -> None:
-    running.variables["steps"][step.name] = None
+    running.keep(step, None)
     running.steps.append(StepRecord(stage.name, step.name, step.kind, time.time(), outcome=SKIPPED))
 
 
@@ -212,6 +232,7 @@ def _failed(running: Run, stage: str, step: str, cause: str, *, attempts: int = 
 
 def _timed_out(running: Run, stage: str, step: LoadedStep, *, whole: bool) -> StepTimeout:
     if whole:
+        running.out_of_time = True
         cause = "the time of the whole trigger was over"
         message = f"{_where(stage, step.name)} was running when {cause}."
     else:
