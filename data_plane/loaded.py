@@ -19,6 +19,7 @@ from pointsman.expressions import Expression, ExpressionError, compile_expressio
 from pointsman.rules import endpoint_path
 from pointsman.schemas import Schema, compile_schema
 from pointsman.v1.config_pb2 import AppConfig, Endpoint, Pipeline, Stage, Step
+from pointsman.values import seconds_of
 
 T = TypeVar("T")
 DEFAULT_ENDPOINT_SECONDS = 60.0
@@ -181,4 +182,4 @@ class _Compiler:
 
 
 def _seconds(message: Endpoint | Step, default: float) -> float:
-    return message.timeout.ToTimedelta().total_seconds() if message.HasField("timeout") else default
+    return seconds_of(message.timeout) if message.HasField("timeout") else default

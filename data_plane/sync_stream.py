@@ -25,6 +25,7 @@ from data_plane.sync_messages import from_rejected, to_bound, to_policy, to_veri
 from data_plane.table import Bound, Key, Policy, Rejected
 from pointsman.v1 import gateways_pb2 as pb
 from pointsman.v1 import gateways_pb2_grpc
+from pointsman.values import seconds_of
 
 WELCOME_SECONDS = 10.0
 HEARTBEAT_SECONDS = (0.05, 60.0)
@@ -157,7 +158,7 @@ class Stream:
                 self._update(message.update)
             case "move" if self._leave_at is None:
                 # Serving goes on, and so does listening: a flip that comes meanwhile is not missed.
-                self._leave_at = time.monotonic() + self._link.jitter(0, message.move.within.ToTimedelta().total_seconds())
+                self._leave_at = time.monotonic() + self._link.jitter(0, seconds_of(message.move.within))
 
     async def _next(self) -> pb.SyncResponse | None:
         seconds = WELCOME_SECONDS if self._heartbeat_seconds is None else SILENT_HEARTBEATS * self._heartbeat_seconds
@@ -201,7 +202,7 @@ class Stream:
             )
         self._store_id = welcome.store_id
         shortest, longest = HEARTBEAT_SECONDS
-        self._heartbeat_seconds = min(max(welcome.heartbeat_interval.ToTimedelta().total_seconds(), shortest), longest)
+        self._heartbeat_seconds = min(max(seconds_of(welcome.heartbeat_interval), shortest), longest)
         self._link.welcomed()
         self._start(self._beat(self._heartbeat_seconds))
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime as dt
 import difflib
+import json
 import math
 import operator
 import re
@@ -25,6 +26,7 @@ from cel_expr_python.ext.ext_optional import ExtOptional
 from cel_expr_python.ext.ext_strings import ExtStrings
 
 from pointsman import syntax
+from pointsman.bounds import MAX_GROWTH, expression_problem, growth_of, template_problem
 from pointsman.closures import NotPlainError, compile_closure
 from pointsman.values import MAX_NESTING, NESTING_REFUSED
 
@@ -33,6 +35,9 @@ MAX_EXPRESSION_BYTES = 8 * KIB
 MAX_TEMPLATE_BYTES = 256 * KIB
 MAX_RENDERED_BYTES = 4 * KIB * KIB
 TEMPLATE_FUEL = 1_000_000
+# Of what an expression gives: characters, elements of lists and entries of maps. More than any input of 4 MiB has.
+MAX_VALUE_SIZE = 16 * KIB * KIB
+MAX_INDENT = 16
 VARIABLES = ("input", "steps", "environment", "release")
 TOOL_VARIABLES = (*VARIABLES, "arguments")
 
@@ -62,6 +67,10 @@ class Expression:
     def __init__(self, source: str, compiled: Any) -> None:
         self.source = source
         tree = syntax.parse(compiled.serialize())
+        if growth_of(tree) > MAX_GROWTH:
+            raise ExpressionError(
+                f"could make more than {MAX_GROWTH} times of what it is given; use fewer replacements, joins and maps upon one another"
+            )
         self._closure = compile_closure(tree)
         # It takes more memory than all else here, and most expressions never need it beside a closure: it can be made again.
         self._program = None if self._closure is not None else compiled
@@ -93,11 +102,10 @@ class Expression:
         try:
             if value.type() == cel.Type.ERROR:
                 raise ExpressionError(_explained(str(value.value())))
-            found = value.plain_value()
+            return _Plain().of(value, MAX_NESTING)
         except (TypeError, SystemError):
             # The library's way to say that Python has no such value.
             raise ExpressionError(f"gave an optional, {_NO_WORD}; take its value with .orValue(...)") from None
-        return found if type(found) in _PLAIN_TYPES else _plain(found, MAX_NESTING)
 
     def evaluate_bool(self, variables: Mapping[str, Any]) -> bool:
         """The value of a gate.
@@ -152,6 +160,8 @@ def compile_expression(source: str) -> Expression:
     size = len(source.encode())
     if size > MAX_EXPRESSION_BYTES:
         raise ExpressionError(f"has {size} bytes; at most {MAX_EXPRESSION_BYTES} are allowed")
+    if problem := expression_problem(source):
+        raise ExpressionError(problem)
     try:
         return Expression(source, _cel().compile(source))
     except RuntimeError as error:
@@ -167,6 +177,8 @@ def compile_template(source: str, *, variables: Collection[str] = VARIABLES, quo
     size = len(source.encode())
     if size > MAX_TEMPLATE_BYTES:
         raise ExpressionError(f"has {size} bytes; at most {MAX_TEMPLATE_BYTES} are allowed")
+    if problem := template_problem(source):
+        raise ExpressionError(problem)
     try:
         environment = _environment_of(source, quote_url=quote_url)
         names = environment.undeclared_variables_in_template("template", nested=True)
@@ -192,8 +204,25 @@ def _environment_of(source: str, *, quote_url: bool) -> minijinja.Environment:
     environment.remove_global("namespace")
     # It would print every variable.
     environment.remove_global("debug")
+    # The library's own ends the process when it is asked for a large indent.
+    environment.add_filter("tojson", _to_json)
     environment.add_template("template", source)
     return environment
+
+
+def _to_json(value: Any, *arguments: Any, **named: Any) -> str:
+    """As the library's own writes it: also good inside HTML. Takes an `indent`, by its place or its name."""
+    indent = named.pop("indent", None) if not arguments else arguments[0]
+    if named or len(arguments) > 1:
+        raise ExpressionError("gave tojson more than a value and an indent")
+    try:
+        width = 2 if indent is True else None if indent is None or indent is False else max(0, min(int(indent), MAX_INDENT))
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=width)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        raise ExpressionError("gave tojson what JSON has no word for") from None
+    if len(text) > MAX_RENDERED_BYTES:
+        raise ExpressionError(f"gave {len(text)} characters of JSON; at most {MAX_RENDERED_BYTES} are allowed")
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e").replace("'", "\\u0027")
 
 
 def _cel() -> Any:
@@ -270,20 +299,39 @@ def _first_line(text: str) -> str:
     return text.strip().splitlines()[0] if text.strip() else "gave no reason"
 
 
-def _plain(value: Any, nesting: int) -> Any:
-    """Lists and maps all the way down, nested so deep at most; CEL's other types as JSON has them."""
-    if type(value) in _PLAIN_TYPES:
-        return value
+class _Plain:
+    """The library's values as plain ones, lists and maps all the way down; CEL's other types as JSON has them.
+
+    Part by part: the library's own plain_value ends the process at an optional in a map, and a value that stands in a list twice, and so
+    on, takes no memory until each has become one of Python's.
+    """
+
+    def __init__(self) -> None:
+        self._left = MAX_VALUE_SIZE
+
+    def of(self, value: Any, nesting: int) -> Any:
+        """Nested so deep at most. Raises ExpressionError, and TypeError for an optional."""
+        found = value.value()
+        kind = type(found)
+        if kind is str or kind is list or kind is dict:
+            self._left -= len(found)
+            if self._left < 0:
+                raise ExpressionError(f"gave a value of more than {MAX_VALUE_SIZE} characters and elements")
+            if kind is str:
+                return found
+            if not nesting:
+                raise ExpressionError(f"gave a value that {NESTING_REFUSED}")
+            if kind is list:
+                return [self.of(item, nesting - 1) for item in found]
+            return {_key(key): self.of(item, nesting - 1) for key, item in found.items()}
+        return found if kind in _PLAIN_TYPES else _scalar(found)
+
+
+def _scalar(value: Any) -> Any:
     if type(value) is float:
         if math.isfinite(value):
             return value
         raise ExpressionError(f"gave {value}, {_NO_WORD}")
-    if isinstance(value, Mapping | list | tuple):
-        if not nesting:
-            raise ExpressionError(f"gave a value that {NESTING_REFUSED}")
-        if isinstance(value, Mapping):
-            return {_key(key): _plain(item, nesting - 1) for key, item in value.items()}
-        return [_plain(item, nesting - 1) for item in value]
     if isinstance(value, dt.datetime):
         return value.isoformat().replace("+00:00", "Z")
     if isinstance(value, dt.timedelta):

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import ListValue, NullValue, Struct, Value
 
 # Beyond this a double does not tell neighbouring integers apart (RFC 8259, section 6).
@@ -120,6 +121,11 @@ def from_value(value: Value) -> Any:
     if kind == "list_value":
         return [from_value(item) for item in value.list_value.values]
     return None
+
+
+def seconds_of(duration: Duration) -> float:
+    """Also of one that no rule was applied to: protobuf's own conversions raise when it is longer than 10,000 years."""
+    return duration.seconds + duration.nanos / 1e9
 
 
 def to_value(plain: Any) -> Value:

@@ -1,0 +1,81 @@
+"""`python -m tests.fuzz [NAME...] [--cases N] [--seed N]`: runs the targets that are named, else all; exit status 1 when anything failed.
+
+`--cases` is how many in all; without it a full run. Each target is a process of its own, so that one that it ends is told too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.fuzz.engine import HEADING, Target, run_all
+
+MODULES = ("expressions", "snapshots", "app_files", "values")
+SERVERS: frozenset[str] = frozenset()
+"""Targets that share two real servers."""
+
+
+def targets() -> dict[str, Target]:
+    """All of them, by name."""
+    found: list[Target] = []
+    for name in MODULES:
+        found += importlib.import_module(f"tests.fuzz.{name}").TARGETS
+    return {target.name: target for target in found}
+
+
+def main() -> None:
+    """See the module."""
+    known = targets()
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(known))
+    parser.add_argument("--cases", type=int, help="how many in all; without it a full run")
+    parser.add_argument("--seed", type=int, help="repeats an earlier run")
+    parser.add_argument("--here", action="store_true", help="in this process")
+    parser.add_argument("--trace", type=Path, help="a file that has the case which is being tried")
+    given = parser.parse_args()
+    unknown = sorted(set(given.names) - known.keys())
+    if unknown:
+        parser.error(f"there is no target {unknown[0]}; there are {', '.join(known)}")
+    chosen = [known[name] for name in given.names] or list(known.values())
+    seed = given.seed if given.seed is not None else random.SystemRandom().randrange(2**32)
+    part = given.cases / sum(target.share for target in chosen) if given.cases else 1.0
+    if given.here:
+        results = run_all(chosen, lambda target: max(1, round(target.share * part)), seed, given.trace)
+        sys.exit(any(result.failures for result in results))
+    print(f"seed {seed}", HEADING, sep="\n", flush=True)
+    failed = [target.name for target in chosen if _child(target, max(1, round(target.share * part)), seed)]
+    sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
+
+
+def _child(target: Target, cases: int, seed: int) -> bool:
+    """Whether it failed. What ended the process is shown."""
+    with tempfile.TemporaryDirectory(prefix="pointsman-fuzz-") as folder:
+        trace = Path(folder, "case")
+        command = [
+            sys.executable,
+            "-m",
+            "tests.fuzz",
+            target.name,
+            "--here",
+            "--cases",
+            str(cases),
+            "--seed",
+            str(seed),
+            "--trace",
+            str(trace),
+        ]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        rows = done.stdout.splitlines()[2:]
+        print(*rows, sep="\n", flush=True)
+        if not rows:
+            print(f"{target.name} ended with status {done.returncode} at the case\n{trace.read_text()[:20_000]}", flush=True)
+    return done.returncode != 0
+
+
+if __name__ == "__main__":
+    main()
