@@ -15,6 +15,7 @@ import grpc
 import grpc.aio
 import structlog
 
+from data_plane.cancellation import raise_if_cancelled
 from data_plane.holder import Holder
 from data_plane.loading import Blobs, Compiler
 from data_plane.outage import Outage, SimulatedOutageError
@@ -98,6 +99,7 @@ class Sync:
             finally:
                 self.connected = False
                 self._welcomed.clear()
+            raise_if_cancelled()
             failures = 0 if seconds is not None or time.monotonic() - began > MAX_BACKOFF_SECONDS else failures + 1
             await self.pause(backoff_seconds(failures, len(self._control_planes), self.jitter) if seconds is None else seconds)
 

@@ -10,6 +10,7 @@ import grpc
 import grpc.aio
 import structlog
 
+from data_plane.cancellation import raise_if_cancelled
 from data_plane.loaded import ReleaseUnusableError
 from pointsman.rules import MAX_SNAPSHOT_BYTES
 from pointsman.v1 import gateways_pb2 as pb
@@ -62,6 +63,7 @@ class Fetcher:
                 if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
                     raise ReleaseUnusableError([error.details() or "the control plane has no such snapshot"]) from error
                 problem = f"{error.code().name}: {error.details()}"
+            raise_if_cancelled()
             log.warning("a release could not be fetched; trying again", digest=digest, problem=problem)
             await self._pause(self._jitter(backoff / 2, backoff))
             backoff = min(backoff * 2, longest)

@@ -1,4 +1,4 @@
-"""A console over a store that is full, and the pages that it is measured by: in a test with fewer executions, in the benchmark with a million."""
+"""A console over a store that is full, and the pages that it is measured by: their size in a test with fewer executions, their speed in the benchmark with a million."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from pathlib import Path
 from control_plane.execution_model import Execution, Outcome, Report
 from control_plane.model import Identity, Role
 from control_plane.service.environments import EnvironmentChange
+from control_plane.service.snapshots import snapshot_of
 from control_plane.service.tokens import NewToken
 from pointsman.v1 import executions_pb2 as pb
+from pointsman.v1.config_pb2 import AppConfig
 from tests.console_app import ANN, Site, open_site
 from tests.sample_apps import marked
 
-RELEASES, ENVIRONMENTS, GATEWAYS, TOKENS = 1000, 50, 500, 200
+RELEASES, ENVIRONMENTS, GATEWAYS, TOKENS, PIPELINES = 1000, 50, 500, 200, 50
 MAX_SECONDS = 0.1
 MAX_PAGE_BYTES = 150_000
 BATCH = 1000
@@ -40,7 +42,10 @@ PAGES = (
     "/apps/shop/draft",
     "/apps/shop/editor",
     "/apps/shop/changes",
-    "/apps/shop/editor",
+    "/apps/wide/editor",
+    "/apps/wide/editor?at=pipelines[49]",
+    "/apps/wide/editor/form?at=pipelines[49].stages[3].steps[1]",
+    "/apps/wide/changes",
     "/apps/shop/executions",
     "/apps/shop/executions?environment=staging&errors=yes",
     "/apps/shop/executions?outcome=FAILED&gateway_id=gateway-3&min_duration=200ms",
@@ -73,6 +78,7 @@ async def full_site(folder: Path, executions: int, store_url: str = "") -> Async
         for number in range(50):
             await site.deploy("shop", f"v{number}", "staging", reason="tried by hand")
         await site.draft("shop", "next", tools=marked("x", "http://127.0.0.1:1/")["tools"])
+        await _wide(site)
         secrets = [await site.parts.tokens.create(NewToken(name=f"t{number}", role=Role.ADMIN), ANN) for number in range(TOKENS)]
         await site.parts.hub.refresh()
         watcher = await connected.enter_async_context(site.parts.hub.watcher(60.0))
@@ -86,6 +92,23 @@ async def full_site(folder: Path, executions: int, store_url: str = "") -> Async
         newest = await _run(site, executions, binding.revision)
         await site.send("/sign-in", token=secrets[0][1])
         yield site, {"execution": str(newest), "deployment": binding.deployment.deployment_id, "token": secrets[1][0].token_id}
+
+
+async def _wide(site: Site) -> None:
+    """An app with many pipelines of six stages of four steps, of which its draft has changed one."""
+    wide = AppConfig()
+    for number in range(PIPELINES):
+        wide.endpoints.add(name=f"endpoint-{number}", pipeline=f"pipeline {number}")
+        pipeline = wide.pipelines.add(name=f"pipeline {number}")
+        for position in range(6):
+            stage = pipeline.stages.add(name=f"stage {position}", gate="true")
+            for index in range(4):
+                stage.steps.add(name=f"s{position}_{index}", max_retries=1).transform.expression = "'Hello, ' + input.name"
+    await site.parts.apps.create("wide", "", ANN)
+    await site.parts.apps.update_draft("wide", snapshot_of(wide), None, ANN)
+    await site.parts.releases.create(app="wide", tag="v1", description="", config=None, deploy_to="", call=ANN)
+    wide.pipelines[49].stages[3].gate = "false"
+    await site.parts.apps.update_draft("wide", snapshot_of(wide), None, ANN)
 
 
 def identity(number: int) -> Identity:

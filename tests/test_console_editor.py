@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import html
-import statistics
-import time
 from html.parser import HTMLParser
 
 import pytest
 
 from control_plane.cli.sample import sample_text
-from control_plane.service.snapshots import snapshot_of
 from pointsman.v1.config_pb2 import AppConfig
 from tests.console_app import ANN, open_site
 
 EDITOR = "/apps/shop/editor"
-PIPELINES, MAX_SECONDS, MAX_PAGE_BYTES = 50, 0.1, 150_000
 STEP = "pipelines[0].stages[1].steps[0]"
 
 
@@ -276,27 +272,3 @@ async def test_a_form_of_another_browser_changes_nothing(site):
     assert refused.status_code == 403
     assert 'value="7s"' in refused.text
     assert await config(site) == before
-
-
-@pytest.mark.parametrize("path", ["editor", "editor?at=pipelines[49]", "editor/form?at=pipelines[49].stages[3].steps[1]", "changes"])
-async def test_a_page_is_quick_and_small_with_fifty_pipelines(site, path):
-    wide = AppConfig()
-    for number in range(PIPELINES):
-        wide.endpoints.add(name=f"endpoint-{number}", pipeline=f"pipeline {number}")
-        pipeline = wide.pipelines.add(name=f"pipeline {number}")
-        for position in range(6):
-            stage = pipeline.stages.add(name=f"stage {position}", gate="true")
-            for index in range(4):
-                stage.steps.add(name=f"s{position}_{index}", max_retries=1).transform.expression = "'Hello, ' + input.name"
-    await site.parts.apps.update_draft("shop", snapshot_of(wide), None, ANN)
-    await site.parts.releases.create(app="shop", tag="wide", description="", config=None, deploy_to="", call=ANN)
-    wide.pipelines[49].stages[3].gate = "false"
-    await site.parts.apps.update_draft("shop", snapshot_of(wide), None, ANN)
-    took = []
-    for _ in range(7):
-        started = time.perf_counter()
-        response = await site.http.get(f"/apps/shop/{path}")
-        took.append(time.perf_counter() - started)
-        assert response.status_code == 200
-    assert len(response.content) < MAX_PAGE_BYTES
-    assert statistics.median(took) < MAX_SECONDS, sorted(took)

@@ -6,7 +6,7 @@ import random
 
 import grpc
 
-from tests.clients import control_plane_client, gateway_client
+from tests.clients import apps_pb2, control_plane_client, gateway_client
 from tests.eventually import eventually
 from tests.processes import start_control_plane, start_gateway
 from tests.sample_apps import marked
@@ -85,6 +85,8 @@ async def test_promise_05_replicas_that_are_killed_and_return_leave_every_gatewa
 
                 await eventually(serves)
         assert {code for caller in callers for code in caller.refused} <= {grpc.StatusCode.UNAVAILABLE}
+        # A channel that has just lost its server tries again after a second or so.
+        await planes[0].apps.ListApps(apps_pb2.ListAppsRequest(), wait_for_ready=True, timeout=30)
         rollout = (await planes[0].deploy(apps[0], "v2")).rollout
         assert (rollout.gateways_total, rollout.gateways_applied) == (3, 3)
         print(f"{sum(caller.count for caller in callers)} deploys, {sum(len(caller.refused) for caller in callers)} refused")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from datetime import UTC, datetime
 
 import grpc
@@ -419,6 +420,21 @@ async def test_a_control_plane_that_comes_back_is_found(plane):
         assert "UNAVAILABLE" in gateway.sync.problem
         async with other.running(address):
             await other.stream()
+
+
+async def test_a_gateway_that_is_stopped_stops_however_far_it_has_come():
+    async with ScriptedControlPlane().running() as gone:
+        address = gone.address
+    chance = random.Random(7)
+    gateways = [Gateway(address) for _ in range(400)]
+    for gateway in gateways:
+        task = asyncio.create_task(gateway.sync.run())
+        # Into the moment in which gRPC starts a call and loses the word that the caller is to end: one of 200.
+        await asyncio.sleep(chance.random() * 0.02)
+        task.cancel()
+        await asyncio.wait({task}, timeout=5)
+        assert task.cancelled(), "it goes on"
+        gateway.compiler.close()
 
 
 def test_backoff_is_short_until_all_replicas_were_tried_then_doubles_up_to_a_limit():

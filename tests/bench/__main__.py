@@ -23,6 +23,7 @@ NAMES = (
     "spreading",
     "engine",
     "inference",
+    "authorization",
 )
 
 MAX_FILES = 20_000

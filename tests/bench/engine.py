@@ -125,22 +125,27 @@ async def gateway(folder: Path) -> AsyncIterator[tuple[str, str]]:
         yield served.grpc, served.http
 
 
-async def http_rate(folder: Path, address: str) -> float:
-    """Requests a second by wrk, which is one thread in C."""
-    script = folder / "post.lua"
-    headers = 'wrk.headers["Content-Type"] = "application/json"'
-    script.write_text(f"wrk.method = 'POST'\nwrk.body = [==[{json.dumps(INPUT)}]==]\n{headers}\n")
-    url = f"http://{address}/v1/trigger/bench"
-    done = await run("wrk", "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s", "-s", str(script), url, timeout_seconds=60)
-    found = re.search(r"Requests/sec:\s+([\d.]+)", done.stdout)
-    if found is None or "Non-2xx" in done.stdout:
+async def http_rate(
+    folder: Path, address: str, path: str = "v1/trigger/bench", token: str = "", *, refused: bool = False, seconds: float = SECONDS
+) -> float:
+    """Requests a second by wrk, which is one thread in C. Ends the benchmark when answers are not all good, or not all refused."""
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    lines = [f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}" for name, value in headers.items()]
+    # A file of its own: several may run at the same time.
+    script = Path(tempfile.mkstemp(".lua", dir=folder)[1])
+    script.write_text("\n".join([f"wrk.method = 'POST'\nwrk.body = [==[{json.dumps(INPUT)}]==]", *lines]))
+    url = f"http://{address}/{path}"
+    done = await run("wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds:g}s", "-s", str(script), url, timeout_seconds=60 + seconds)
+    found, count = re.search(r"Requests/sec:\s+([\d.]+)", done.stdout), re.search(r"(\d+) requests in", done.stdout)
+    bad = re.search(r"Non-2xx or 3xx responses: (\d+)", done.stdout)
+    if found is None or count is None or (bad[1] if bad else "0") != (count[1] if refused else "0"):
         sys.exit(f"wrk against {address} failed:\n{done.stdout}{done.stderr}")
     return float(found[1])
 
 
-async def grpc_rate(address: str, method: str, request: bytes) -> float:
+async def grpc_rate(address: str, method: str, request: bytes, token: str = "") -> float:
     """Calls a second by a client process on 4 channels with 8 calls each."""
-    async with child(sys.executable, "-m", "tests.bench.grpc_client", address, method, request.hex(), str(SECONDS)) as process:
+    async with child(sys.executable, "-m", "tests.bench.grpc_client", address, method, request.hex(), str(SECONDS), token) as process:
         return float(await line(process))
 
 

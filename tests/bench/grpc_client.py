@@ -1,4 +1,4 @@
-"""A load of unary gRPC calls: `python -m tests.bench.grpc_client ADDRESS METHOD REQUEST_HEX SECONDS` prints calls a second.
+"""A load of unary gRPC calls: `python -m tests.bench.grpc_client ADDRESS METHOD REQUEST_HEX SECONDS [TOKEN]` prints calls a second.
 
 Any failed call ends it with an error: a fast refusal is no throughput.
 """
@@ -16,14 +16,15 @@ CHANNELS = 4
 CALLS_EACH = 8
 
 
-async def main(address: str, method: str, request: bytes, seconds: float) -> None:
+async def main(address: str, method: str, request: bytes, seconds: float, token: str = "") -> None:
     """Runs the load and prints its rate."""
     deadline, done = time.monotonic() + seconds, 0
+    metadata = (("authorization", f"Bearer {token}"),) if token else None
 
     async def calls(channel: grpc.aio.Channel) -> int:
         call, count = channel.unary_unary(method), 0
         while time.monotonic() < deadline:
-            await call(request)
+            await call(request, metadata=metadata)
             count += 1
         return count
 
@@ -35,4 +36,4 @@ async def main(address: str, method: str, request: bytes, seconds: float) -> Non
 
 
 if __name__ == "__main__":
-    uvloop.run(main(sys.argv[1], sys.argv[2], bytes.fromhex(sys.argv[3]), float(sys.argv[4])))
+    uvloop.run(main(sys.argv[1], sys.argv[2], bytes.fromhex(sys.argv[3]), float(sys.argv[4]), *sys.argv[5:]))
