@@ -94,6 +94,33 @@ def test_an_expression_that_explodes_is_stopped():
         compile_expression("input.l.map(a, input.l.map(b, input.l.map(c, input.l.map(d, a+b+c+d))))").evaluate(numbers)
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "steps",
+        "{'a': [steps.big, steps.big, steps.big, steps.big, steps.big]}",
+        "steps.big + steps.big + steps.big + steps.big + steps.big",
+        "[steps.big, steps.big.upperAscii(), steps.big, steps.big, steps.big]",
+        "[1, 2, 3, 4, 5].map(n, steps.big).join('')",
+        "[steps.many, steps.many, steps.many].filter(x, true)",
+    ],
+)
+def test_what_is_too_large_is_an_error_and_a_step_cannot_double_what_was_before_it_for_ever(source):
+    expression = compile_expression(source)
+
+    def run_steps(steps: dict[str, object]) -> None:
+        for number in range(99):
+            steps = {**steps, f"s{number}": expression.evaluate({**VARIABLES, "steps": steps})}
+
+    with pytest.raises(ExpressionError, match="too large"):
+        run_steps({"big": "x" * 4 * 1024 * 1024, "many": [0] * 1_000_000})
+
+
+def test_what_a_caller_may_send_may_be_given_too():
+    largest = {"l": [0] * ((4 * 1024 * 1024 - 8) // 2)}
+    assert compile_expression("input").evaluate({**VARIABLES, "input": largest}) == largest
+
+
 @pytest.mark.parametrize("source", ["1", "'yes'", "null"])
 def test_a_gate_must_be_a_bool(source):
     with pytest.raises(ExpressionError, match="must give true or false"):

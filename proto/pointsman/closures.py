@@ -11,18 +11,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pointsman.values import MAX_NESTING
+from pointsman.values import ELEMENT_SIZE, MAX_NESTING, MAX_VALUE_SIZE
 
 Closure = Callable[[Mapping[str, Any]], Any]
 
 MIN_INT, MAX_INT = -(2**63), 2**63 - 1
 _SCALARS = frozenset({bool, float, str, type(None)})
+_CONTAINERS = frozenset({dict, list})
 _COMPARABLE = frozenset({bool, int, str, type(None)})
 _ORDERED = frozenset({int, str})
 
 
 class NotPlainError(Exception):
     """The library has to do it."""
+
+
+class TooLargeError(Exception):
+    """It gave more than there is room for."""
 
 
 class _UnsupportedError(Exception):
@@ -38,30 +43,39 @@ def compile_closure(expr: Any) -> Closure | None:
 
     def closure(variables: Mapping[str, Any]) -> Any:
         found = inner(variables)
-        return found if type(found) in _SCALARS else _checked(found, MAX_NESTING)
+        if type(found) not in _SCALARS:
+            _check(found, MAX_NESTING, MAX_VALUE_SIZE)
+        return found
 
     return closure
 
 
-def _checked(value: Any, nesting: int) -> Any:
-    """The value, when all of it is as the library would give it, and lists and maps in it are not nested deeper than so."""
+def _check(value: Any, nesting: int, room: int) -> int:
+    """What is left of the room for it, when all of it is as the library would give it, and not nested deeper than so.
+
+    What stands in it twice counts twice, as it will when it is written.
+    """
     kind = type(value)
-    if kind is int:
-        if MIN_INT <= value <= MAX_INT:
-            return value
-    elif nesting and kind is dict:
-        for key, item in value.items():
+    if kind is int and MIN_INT <= value <= MAX_INT:
+        return room
+    if not nesting or kind not in _CONTAINERS:
+        raise NotPlainError
+    room -= ELEMENT_SIZE * len(value)
+    if kind is dict:
+        for key in value:
             if type(key) is not str:
                 raise NotPlainError
-            if type(item) not in _SCALARS:
-                _checked(item, nesting - 1)
-        return value
-    elif nesting and kind is list:
-        for item in value:
-            if type(item) not in _SCALARS:
-                _checked(item, nesting - 1)
-        return value
-    raise NotPlainError
+            room -= len(key)
+        value = value.values()
+    for item in value:
+        kind = type(item)
+        if kind is str:
+            room -= len(item)
+        elif kind not in _SCALARS:
+            room = _check(item, nesting - 1, room)
+    if room < 0:
+        raise TooLargeError
+    return room
 
 
 def _compile(expr: Any) -> Closure:
@@ -201,6 +215,8 @@ def _add(left: Closure, right: Closure) -> Closure:
         a, b = left(variables), right(variables)
         if type(a) is type(b):
             if type(a) is str:
+                if len(a) + len(b) > MAX_VALUE_SIZE:
+                    raise TooLargeError
                 return a + b
             if type(a) is int and MIN_INT <= (found := a + b) <= MAX_INT:
                 return found

@@ -27,16 +27,14 @@ from cel_expr_python.ext.ext_strings import ExtStrings
 
 from pointsman import syntax
 from pointsman.bounds import MAX_GROWTH, expression_problem, growth_of, template_problem
-from pointsman.closures import NotPlainError, compile_closure
-from pointsman.values import MAX_NESTING, NESTING_REFUSED
+from pointsman.closures import NotPlainError, TooLargeError, compile_closure
+from pointsman.values import ELEMENT_SIZE, MAX_NESTING, MAX_VALUE_SIZE, NESTING_REFUSED, SIZE_REFUSED
 
 KIB = 1024
 MAX_EXPRESSION_BYTES = 8 * KIB
 MAX_TEMPLATE_BYTES = 256 * KIB
 MAX_RENDERED_BYTES = 4 * KIB * KIB
 TEMPLATE_FUEL = 1_000_000
-# Of what an expression gives: characters, elements of lists and entries of maps. More than any input of 4 MiB has.
-MAX_VALUE_SIZE = 16 * KIB * KIB
 MAX_INDENT = 16
 VARIABLES = ("input", "steps", "environment", "release")
 TOOL_VARIABLES = (*VARIABLES, "arguments")
@@ -88,6 +86,8 @@ class Expression:
                 return self._closure(variables)
             except NotPlainError:
                 pass
+            except TooLargeError:
+                raise ExpressionError(f"gave a value that {SIZE_REFUSED}") from None
         return self.evaluate_by_library(variables)
 
     def evaluate_by_library(self, variables: Mapping[str, Any]) -> Any:
@@ -314,9 +314,9 @@ class _Plain:
         found = value.value()
         kind = type(found)
         if kind is str or kind is list or kind is dict:
-            self._left -= len(found)
+            self._left -= len(found) if kind is str else ELEMENT_SIZE * len(found)
             if self._left < 0:
-                raise ExpressionError(f"gave a value of more than {MAX_VALUE_SIZE} characters and elements")
+                raise ExpressionError(f"gave a value that {SIZE_REFUSED}")
             if kind is str:
                 return found
             if not nesting:

@@ -21,11 +21,18 @@ MAX_EXACT_INTEGER = 2**53
 # Lists and maps within one another. A level of maps is three of protobuf, which takes at most 100.
 MAX_NESTING = 32
 
+# Of what an expression gives: a character counts 1, an element or entry ELEMENT_SIZE. More than any input of 4 MiB has.
+MAX_VALUE_SIZE = 16 * 1024 * 1024
+ELEMENT_SIZE = 8
+
 NUL_REFUSED = "has the character NUL (U+0000), which expressions cannot hold; leave it out"
 
 
 NESTING_REFUSED = f"is nested deeper than {MAX_NESTING} levels of lists and objects; make it flatter"
 NUMBER_REFUSED = "has a number that is infinite or not a number, which JSON has no word for"
+SIZE_REFUSED = (
+    f"is too large: at most {MAX_VALUE_SIZE} characters, and elements that count {ELEMENT_SIZE} each, are allowed; give less of it"
+)
 
 INTEGER_REFUSED = "has an integer of more than 64 bits, which expressions cannot hold; write it as a string, or with an exponent"
 MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1
