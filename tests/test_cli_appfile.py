@@ -225,6 +225,20 @@ def test_what_draft_prints_is_read_as_the_same(tmp_path):
     assert yaml.safe_load(as_yaml(plain(parsed)))["endpoints"][0]["input_schema"]["enum"] == tricky
 
 
+def test_lists_and_mappings_of_values_keep_every_entry(tmp_path):
+    headers = "headers: {A: x, B: y, C: z}"
+    text = (
+        PIPELINE.replace("transform: {expression: '1'}", "inference: {model: m, prompt: hi, tools: [t, u, v]}")
+        + "".join(f"{'tools:' if name == 't' else ''}\n  - {{name: {name}, http: {{url: 'http://x', {headers}}}}}" for name in "tuv")
+        + f"\nmodels: [{{name: m, targets: [{{base_url: 'http://x', model: m, {headers}}}]}}]\n"
+    )
+    found = read_text(tmp_path, text)
+    assert found.violations == []
+    assert found.config == json_format.ParseDict(yaml.safe_load(text), AppConfig())
+    assert found.config.pipelines[0].stages[0].steps[0].inference.tools == ["t", "u", "v"]
+    assert found.config.models[0].targets[0].headers == {"A": "x", "B": "y", "C": "z"}
+
+
 async def test_validate_reads_the_standard_input_and_knows_the_sample():
     done = await run_command(BIN / "pointsman", "app", "validate", "-", stdin=sample_text())
     assert (done.code, done.stderr) == (0, "")

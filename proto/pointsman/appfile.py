@@ -178,6 +178,7 @@ class _Reader:
             if node.kind != "mapping":
                 self._wrong(path, node, "must be a mapping")
                 return
+            message.ClearField(field.name)
             for key, value, at in self._entries(path, node):
                 self._leaf(at, value, field, message, partial(_pair, key.text))
         elif not field.is_repeated:
@@ -185,6 +186,8 @@ class _Reader:
         elif node.kind != "list":
             self._wrong(path, node, "must be a list")
         else:
+            if kind is None:
+                message.ClearField(field.name)
             for index, item in enumerate(node.items):
                 at = f"{path}[{index}]"
                 self._nodes[at] = item
@@ -205,12 +208,17 @@ class _Reader:
         plain = self._plain(path, node)
         if len(self._found) > before:
             return
+        # The mapping clears a list or map before it fills it, so each part is read alone, and added.
+        alone = type(message)() if field.is_repeated else message
         try:
-            json_format.ParseDict({field.name: wrapped(plain)}, message)
+            json_format.ParseDict({field.name: wrapped(plain)}, alone)
         except json_format.ParseError:
             shown = node.text if node.kind == "scalar" else f"a {node.kind}"
             shown = shown if len(shown) <= MAX_SHOWN_CHARS else f"{shown[:MAX_SHOWN_CHARS]}..."
             self._wrong(path, node, f"{shown or 'nothing'} is not allowed; it must be {_wanted(field, node)}")
+            return
+        if alone is not message:
+            message.MergeFrom(alone)
 
     def _plain(self, path: str, node: Node) -> Any:
         if node.kind == "list":
