@@ -24,6 +24,8 @@ ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 READY_SECONDS = 20.0
 STOP_SECONDS = 15.0
+SERVICE_PORTS = ("orders-port", "model-port", "tools-port", "caller-port")
+DEV_PORTS = ("control-plane-port", "control-plane-http-port", "gateway-port", "gateway-http-port", *SERVICE_PORTS)
 READY_LINE = re.compile(r"ready: (?P<what>\S+).* grpc=(?P<grpc>\S+) http=(?P<http>\S+)")
 
 
@@ -200,6 +202,5 @@ def start_gateway(
 
 def start_dev(folder: Path, *more: str, **environment: str) -> contextlib.AbstractAsyncContextManager[Server]:
     """`pointsman dev` on free ports; `grpc` and `http` are the control plane's."""
-    ports = ["control-plane-port", "control-plane-http-port", "gateway-port", "gateway-http-port", "orders-port", "model-port"]
-    flags = [argument for port in ports for argument in (f"--{port}", "0")]
+    flags = [argument for port in DEV_PORTS for argument in (f"--{port}", "0")]
     return _running(_command("dev", "--data-dir", str(folder / "dev"), *flags, *more), environment)

@@ -9,7 +9,7 @@ import yaml
 from google.protobuf import json_format
 
 from control_plane.cli.appfile import read
-from control_plane.cli.sample import sample_text
+from control_plane.cli.samples import sample_text
 from pointsman import nodes
 from pointsman.appfile import MAX_FILE_BYTES
 from pointsman.nodes import NotReadableError

@@ -10,7 +10,7 @@ import re
 import pytest
 from playwright.async_api import expect
 
-from control_plane.cli.sample import sample_text
+from control_plane.cli.samples import sample_text
 from tests.console_browser import DESCRIPTIONS, MAX_PAGE_BYTES, accessible, picture, shown, with_releases
 from tests.simulated_gateway import SimulatedGateway
 

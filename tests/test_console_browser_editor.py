@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from playwright.async_api import expect
 
-from control_plane.cli.sample import sample_text
+from control_plane.cli.samples import sample_text
 from pointsman.appfile import parse
 from pointsman.v1 import apps_pb2, releases_pb2
 from tests.console_browser import MAX_PAGE_BYTES, accessible, picture, shown

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import pytest
 from playwright.async_api import Browser, Page, async_playwright, expect
 
-from control_plane.cli.sample import order_service, sample_text
+from control_plane.cli.samples import sample_text
+from control_plane.cli.samples.orders import order_service
 from tests.console_browser import accessible, picture
 from tests.eventually import eventually
 from tests.postgres_server import MISSING, available, running_postgres
@@ -144,7 +145,7 @@ async def test_the_whole_guide(replicas, tmp_path):
             await replicas.open(page, "/apps")
             await page.get_by_label("Name").fill(APP)
             await page.get_by_role("button", name="Create App").click()
-            sound = sample_text(orders)
+            sound = sample_text(orders=orders)
             await released(replicas, page, "v1.0.0", sound)
             await tried(replicas, page, "staging", "v1.0.0", "SUCCEEDED")
             await expect(page.get_by_role("heading", name="Steps")).to_be_visible()

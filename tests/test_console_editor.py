@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from control_plane.cli.sample import sample_text
+from control_plane.cli.samples import sample_text
 from pointsman.v1.config_pb2 import AppConfig
 from tests.console_app import ANN, open_site
 

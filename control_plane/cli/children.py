@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -110,6 +111,12 @@ class Child:
 def _environment() -> dict[str, str]:
     """Ours without settings: those exported for commands, such as POINTSMAN_APP, would count for servers too. Secrets stay."""
     return {name: value for name, value in os.environ.items() if not name.startswith("POINTSMAN_") or name.startswith("POINTSMAN_SECRET_")}
+
+
+def free_port() -> int:
+    """One that is free on loopback now."""
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import click
 from click.testing import CliRunner
 
-from control_plane.cli.children import PLAIN, Child, ChildFailedError, direct, running
-from control_plane.cli.model import free_port, told
-from control_plane.cli.sample import SAMPLE_APP, order_service, sample_text
+from control_plane.cli.children import PLAIN, Child, ChildFailedError, direct, free_port, running
+from control_plane.cli.samples import SAMPLE_APP, SERVICES, sample_text
+from control_plane.cli.samples.model import told
+from control_plane.cli.samples.orders import order_service
 
 FIRST, SECOND = "v1.0.0", "v1.1.0"
 OLD_WORDS, NEW_WORDS = "'Hello. '", "'Hi, thanks for writing. '"
@@ -102,7 +103,7 @@ class _Demo:
     def _start_model(self) -> float:
         """Seconds that it took."""
         started = time.monotonic()
-        self._stack.enter_context(running("the model", "control_plane.cli.model", str(self._model_port)))
+        self._stack.enter_context(running(SERVICES["model"].title, SERVICES["model"].module, str(self._model_port)))
         return time.monotonic() - started
 
     def walk(self) -> None:
@@ -117,7 +118,7 @@ class _Demo:
 
     def _create_and_deploy(self) -> None:
         self._title("Edit the app's draft, create a release, deploy it to staging")
-        self._file("app.yaml", sample_text(self._orders_port, self._model_port))
+        self._file("app.yaml", sample_text(orders=self._orders_port, model=self._model_port))
         self._run("app", "push", "app.yaml")
         self._run("release", "create", FIRST, "--description", "The first one")
         self._expect("2/2 gateways", self._run("deploy", FIRST, "--to", "staging"))
@@ -139,7 +140,7 @@ class _Demo:
 
     def _second_release(self) -> None:
         self._title("Edit again; create and deploy in one call; production is not touched")
-        text = sample_text(self._orders_port, self._model_port)
+        text = sample_text(orders=self._orders_port, model=self._model_port)
         self._check("the sample has the words to change", OLD_WORDS in text)
         self._file("app.yaml", text.replace(OLD_WORDS, NEW_WORDS))
         self._run("app", "push", "app.yaml")
@@ -182,7 +183,7 @@ class _Demo:
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream", "X-Environment": "staging"}
         click.secho(f"$ {CURL.replace('-sS', '-sSN').replace('chat', 'compose')} {STREAMED} -d '{json.dumps(MESSAGE)}'", fg="cyan")
         request = urllib.request.Request(url, json.dumps(MESSAGE).encode(), headers, method="POST")
-        event, pieces, first, started = "", 0, 0.0, time.monotonic()
+        event, pieces, first, started, answer = "", 0, 0.0, time.monotonic(), {}
         click.echo("  ", nl=False)
         with direct.open(request, timeout=60) as response:
             for line in response:
@@ -192,10 +193,14 @@ class _Demo:
                     first = first or time.monotonic()
                     pieces += 1
                     click.echo(json.loads(value)["text"].replace("\n", "\n  "), nl=False)
+                elif name == "data" and event == "execution.completed":
+                    answer = json.loads(value)["output"]
         click.echo(
             f"\n  the first of {pieces} pieces after {(first - started) * 1000:.0f} ms, the last after {time.monotonic() - started:.1f} s"
         )
         self._check("it came in pieces, and ended well", pieces > 1 and event == "execution.completed")
+        found, reply = answer["order"] or {}, answer["reply"].strip()
+        self._check(f"the reply that counts says what the tool knew: {reply}", found.get("status", "its status") in reply)
 
     def _title(self, text: str) -> None:
         self._number += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import signal
 import threading
 import time
@@ -11,80 +12,102 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from click.testing import CliRunner
 
-from control_plane.cli.children import PLAIN, Child, ChildFailedError, running
-from control_plane.cli.model import MODEL_PORT, free_port, told
-from control_plane.cli.sample import ORDERS_PORT, SAMPLE_APP, order_service, sample_text
+from control_plane.cli.children import PLAIN, Child, ChildFailedError, free_port, running
+from control_plane.cli.samples import SAMPLE_APP, SAMPLES, SERVICES, Sample, sample_text
+from control_plane.cli.samples.model import told
 from control_plane.cli.saved import WatchedFile
+from pointsman.errors import did_you_mean
 
 FIRST_RELEASE = "v1.0.0"
+SAMPLES_HELP = f"Which app: {'; '.join(f'{sample.name} ({sample.shows})' for sample in SAMPLES.values())}."
 LOOK_SECONDS = 0.2
 
 
+class _SampleName(click.Choice[str]):
+    """A sample by its name; near ones are named."""
+
+    def __init__(self) -> None:
+        super().__init__(list(SAMPLES))
+
+    def get_invalid_choice_message(self, value: object, ctx: click.Context | None) -> str:
+        return super().get_invalid_choice_message(value, ctx) + did_you_mean(str(value), SAMPLES)
+
+
+def _service_port(service: str) -> Callable[[Any], Any]:
+    what = f"{SERVICES[service].title.removeprefix('the ').capitalize()}, if the sample has it."
+    return click.option(f"--{service}-port", type=click.IntRange(0, 65535), default=SERVICES[service].port, show_default=True, help=what)
+
+
 @click.command()
+@click.option("--sample", type=_SampleName(), default=SAMPLE_APP, show_default=True, help=SAMPLES_HELP)
 @click.option("--data-dir", type=click.Path(path_type=Path), default=Path(".pointsman"), show_default=True, help="Where state is kept.")
 @click.option("--app-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Your own app file instead of the sample's.")
-@click.option("--app", default=SAMPLE_APP, envvar="POINTSMAN_APP", show_default=True, help="The app's id.")
+@click.option("--app", envvar="POINTSMAN_APP", show_default="the sample's name", help="The app's id.")
 @click.option("--control-plane-port", type=click.IntRange(0, 65535), default=7400, show_default=True, help="gRPC of the control plane.")
 @click.option("--control-plane-http-port", type=click.IntRange(0, 65535), default=7480, show_default=True, help="Its HTTP.")
 @click.option("--gateway-port", type=click.IntRange(0, 65535), default=7500, show_default=True, help="gRPC of the gateway.")
 @click.option("--gateway-http-port", type=click.IntRange(0, 65535), default=7580, show_default=True, help="Its HTTP.")
-@click.option("--orders-port", type=click.IntRange(0, 65535), default=ORDERS_PORT, show_default=True, help="The sample's order service.")
-@click.option("--model-port", type=click.IntRange(0, 65535), default=MODEL_PORT, show_default=True, help="The sample's model.")
-def command(data_dir: Path, app_file: Path | None, app: str, **ports: int) -> None:
+@_service_port("orders")
+@_service_port("model")
+@_service_port("tools")
+@_service_port("caller")
+def command(sample: str, data_dir: Path, app_file: Path | None, app: str | None, **ports: int) -> None:
     """Run a control plane, a gateway and a sample app, until Ctrl-C. Whenever its file is saved, it is released, and deployed to staging.
 
-    Example: pointsman dev --data-dir /tmp/try-pointsman
+    Example: pointsman dev --sample extraction --data-dir /tmp/try-pointsman
     """
+    chosen, app = SAMPLES[sample], _app(sample, app)
+    if chosen.extra and importlib.util.find_spec(chosen.extra) is None:
+        raise click.ClickException(f"the sample {sample} needs the extra {chosen.extra}: pip install 'pointsman[{chosen.extra}]'")
     data_dir.mkdir(parents=True, exist_ok=True)
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: ended.set())
     with contextlib.ExitStack() as stack:
         try:
-            orders_port = _serve_orders(stack, data_dir, ports["orders_port"])
-            model = _serve_model(stack, data_dir, ports["model_port"])
+            services = {name: _serve(stack, data_dir, name, ports[f"{name}_port"]) for name in chosen.services}
             control_plane, gateway = _start(stack, data_dir, ports)
         except ChildFailedError as error:
             raise click.ClickException(str(error)) from error
-        except OSError as error:
-            raise click.ClickException(error.strerror or str(error)) from error
         if app_file is None:
             file = data_dir / f"{app}.yaml"
             if not file.exists():
-                file.write_text(sample_text(orders_port, int(model.http.rpartition(":")[2])))
+                file.write_text(sample_text(sample, **{name: _port(child) for name, child in services.items()}))
         else:
             file = app_file
         run = _Commands(control_plane, app)
         watched = WatchedFile(file, data_dir / f"released-{app}")
         _fill(run, watched)
-        _tell(control_plane, gateway, app, file, sample=app_file is None)
-        died = _wait(ended, [control_plane, gateway, model], lambda: _release_when_saved(run, watched))
+        _tell(control_plane, gateway, app, file, chosen if app_file is None else None)
+        died = _wait(ended, [control_plane, gateway, *services.values()], lambda: _release_when_saved(run, watched))
         if died is not None:
             code = died.stop()
             raise click.ClickException(f"{died.name} ended by itself (exit status {code}):\n{died.last_words}")
         click.echo("stopping")
 
 
-def _serve_orders(stack: contextlib.ExitStack, data_dir: Path, port: int) -> int:
+def _app(sample: str, app: str | None) -> str:
+    """A variable that is exported for commands does not give its name to a sample that is asked for."""
+    given = click.get_current_context().get_parameter_source
+    other = given("sample") is ParameterSource.COMMANDLINE and given("app") is ParameterSource.ENVIRONMENT
+    return sample if app is None or other else app
+
+
+def _serve(stack: contextlib.ExitStack, data_dir: Path, service: str, port: int) -> Child:
     """Port 0 is the one of the first start: the release that is stored calls it there, and never changes."""
-    kept = data_dir / "orders-port"
+    kept = data_dir / f"{service}-port"
     if port == 0 and kept.exists():
         port = int(kept.read_text())
-    port = stack.enter_context(order_service(port))
-    kept.write_text(str(port))
-    return port
-
-
-def _serve_model(stack: contextlib.ExitStack, data_dir: Path, port: int) -> Child:
-    """As for orders, port 0 is the one of the first start."""
-    kept = data_dir / "model-port"
-    if port == 0 and kept.exists():
-        port = int(kept.read_text())
-    child = stack.enter_context(running("the model", "control_plane.cli.model", str(port)))
-    kept.write_text(child.http.rpartition(":")[2])
+    child = stack.enter_context(running(SERVICES[service].title, SERVICES[service].module, str(port)))
+    kept.write_text(str(_port(child)))
     return child
+
+
+def _port(child: Child) -> int:
+    return int(child.http.rpartition(":")[2])
 
 
 def _start(stack: contextlib.ExitStack, data_dir: Path, ports: dict[str, int]) -> tuple[Child, Child]:
@@ -153,22 +176,15 @@ def _release_when_saved(run: _Commands, watched: WatchedFile) -> None:
     click.echo(f"{watched.path} was saved: {result.output.strip()}")
 
 
-def _tell(control_plane: Child, gateway: Child, app: str, file: Path, *, sample: bool) -> None:
+def _tell(control_plane: Child, gateway: Child, app: str, file: Path, sample: Sample | None) -> None:
     click.echo(f"ready: dev grpc={control_plane.grpc} http={control_plane.http} gateway-grpc={gateway.grpc} gateway-http={gateway.http}")
     lines = [f"{app} began with {FIRST_RELEASE} in staging and production. Try it from another terminal:", ""]
+    settings = [f"POINTSMAN_APP={app}"]
     if (control_plane.grpc, gateway.grpc) != ("127.0.0.1:7400", "127.0.0.1:7500"):
-        lines.append(f"  export POINTSMAN_SERVER={control_plane.grpc} POINTSMAN_GATEWAY={gateway.grpc}")
-    lines.append("  pointsman status")
+        settings += [f"POINTSMAN_SERVER={control_plane.grpc}", f"POINTSMAN_GATEWAY={gateway.grpc}"]
+    lines += [f"  export {' '.join(settings)}", "  pointsman status"]
     if sample:
-        message = '{"message": "Where is order 1234?"}'
-        curl = f"curl -sS -i -X POST http://{gateway.http}/v1/trigger/chat"
-        request = f'{{"app": "{app}", "environment": "staging", "endpoint": "chat", "input": {message}}}'
-        lines += [
-            f"  pointsman trigger chat -e staging -d '{message}'",
-            f"  pointsman trigger compose --stream -e staging -d '{message}'    # in a model's words, as they come",
-            f"  {curl} -H 'Content-Type: application/json' -H 'X-Environment: staging' -d '{message}'",
-            f"  grpcurl -plaintext -d '{request}' {gateway.grpc} pointsman.v1.TriggerService/Trigger",
-        ]
+        lines += _tries(sample, app, gateway)
     lines += [
         f"  edit {file}: whenever it is saved, it is released and live in staging; or, as anywhere else,",
         "  pointsman app draft > app.yaml    # edit it, then",
@@ -181,6 +197,22 @@ def _tell(control_plane: Child, gateway: Child, app: str, file: Path, *, sample:
         "Ctrl-C ends it.",
     ]
     click.echo("\n".join(lines))
+
+
+def _tries(sample: Sample, app: str, gateway: Child) -> list[str]:
+    """Every example of the sample by our own command, the first of them by curl and grpcurl too."""
+    lines = []
+    for endpoint, given, what in sample.tries:
+        stream = " --stream" if endpoint in sample.streams else ""
+        lines.append(f"  pointsman trigger {endpoint}{stream} -e staging -d '{given}'    # {what}")
+    endpoint, given, _ = sample.tries[0]
+    headers = f"-H 'Content-Type: application/json' -H 'X-App: {app}' -H 'X-Environment: staging'"
+    request = f'{{"app": "{app}", "environment": "staging", "endpoint": "{endpoint}", "input": {given}}}'
+    return [
+        *lines,
+        f"  curl -sS -i -X POST http://{gateway.http}/v1/trigger/{endpoint} {headers} -d '{given}'",
+        f"  grpcurl -plaintext -d '{request}' {gateway.grpc} pointsman.v1.TriggerService/Trigger",
+    ]
 
 
 def _wait(ended: threading.Event, children: list[Child], look: Callable[[], None]) -> Child | None:

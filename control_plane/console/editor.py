@@ -12,7 +12,7 @@ from google.protobuf import message_factory
 from google.protobuf.message import Message
 from starlette.responses import Response
 
-from control_plane.cli.sample import sample_text
+from control_plane.cli.samples import SAMPLES, sample_text
 from control_plane.console import places
 from control_plane.console.compare import Side, compare, side_by_side
 from control_plane.console.draft import STARTER
@@ -284,12 +284,11 @@ def _told(form: Form, at_path: str, error: InvalidField) -> Form:
 
 def _sample(config: AppConfig, name: str) -> AppConfig:
     """A draft to start from. Raises InvalidField when there is something in the draft, or no such sample."""
-    samples = {"hello": STARTER, "support-chat": sample_text()}
-    if name not in samples:
-        raise InvalidField([Violation("do", f"there is no sample {name[:80]!r}; there are {', '.join(samples)}")])
+    if name not in ("hello", *SAMPLES):
+        raise InvalidField([Violation("do", f"there is no sample {name[:80]!r}; there are hello, {', '.join(SAMPLES)}")])
     if config.ByteSize():
         raise InvalidField([Violation("do", "a sample would replace the whole draft, which is not empty; delete what is in it first")])
-    return parse(samples[name]).config
+    return parse(STARTER if name == "hello" else sample_text(name)).config
 
 
 def _delete(config: AppConfig, place: Place) -> Place:
