@@ -31,6 +31,8 @@ class ScriptedUpstream:
         self.release = asyncio.Event()
         self.fail_first: dict[str, int] = {}
         """How many first calls of a path are answered with 503."""
+        self.script: dict[str, list[Response]] = {}
+        """Answers by method, path and query, such as `GET /orders/7?full=1`, one after the other; before all else."""
         self.completions: list[Any] = []
         """What the model answers, one after the other: a message (dict), or a status (int)."""
 
@@ -61,6 +63,9 @@ class ScriptedUpstream:
     async def _answer(self, request: Request) -> Response:
         body = await self._note(request)
         path = request.url.path
+        method, raw, _, _ = self.seen[-1]
+        if self.script.get(f"{method} {raw}"):
+            return self.script[f"{method} {raw}"].pop(0)
         if self.fail_first.get(path, 0) >= self.calls[path]:
             return PlainTextResponse("try again", 503)
         what = path.split("/")[1]

@@ -8,7 +8,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import yaml
 from google.protobuf import json_format
 
 from data_plane.hosts import HostPolicy
@@ -17,14 +16,12 @@ from data_plane.pipeline import run
 from data_plane.secrets import Secrets
 from data_plane.steps.base import Clients
 from pointsman.errors import StepFailed, StepTimeout
-from pointsman.rules import check_config
 from pointsman.v1.config_pb2 import AppConfig
 from tests.eventually import eventually
 from tests.mcp_server import mcp_server
 from tests.scripted_upstream import ScriptedUpstream
 from tests.test_inference import calls
 from tests.test_pipeline import digest_of
-from tests.test_readme import blocks
 from tests.test_tool_call import clients as clients  # noqa: PLC0414 -- a fixture
 from tests.test_tool_call import running
 
@@ -151,23 +148,3 @@ async def test_a_host_that_is_not_allowed_is_not_called():
         assert "127.0.0.1 is no public address" in cause
         assert "--allow-host 127.0.0.1" in cause
     await strict.aclose()
-
-
-async def test_the_tools_of_the_pipeline_reference_work(clients):
-    _, example = blocks("data_plane/README.md", "yaml")
-    async with mcp_server() as url, ScriptedUpstream().running() as upstream:
-        for shown, real in (("https://tools.example.com/mcp", url), ("https://shop.example.com", upstream.url)):
-            example = example.replace(shown, real)
-        config = yaml.safe_load(example.replace("https://models.example.com", upstream.url))
-        snapshot = json_format.ParseDict(config, AppConfig()).SerializeToString(deterministic=True)
-        assert not check_config(AppConfig.FromString(snapshot))
-        secrets = Secrets(environment={"POINTSMAN_SECRET_SHOP_KEY": "shop-key", "POINTSMAN_SECRET_MODEL_KEY": "model-key"})
-        endpoints = compile_release(digest_of(snapshot), snapshot, secrets).endpoints
-        noted = await run(endpoints["order"], running(clients, id="7"))
-        assert (noted["method"], noted["body"]) == ("POST", {"note": "is shipped"})
-        found = next((path, headers) for _, path, headers, _ in upstream.seen if path.startswith("/orders/"))
-        assert (found[0], found[1]["authorization"]) == ("/orders/7?for=staging", "Bearer shop-key")
-        upstream.completions = [calls('{"id": "8"}', name="order"), calls('{"order_id": 8}', name="parcel"), "It was shipped."]
-        assert await run(endpoints["chat"], running(clients, question="Where is order 8?")) == "It was shipped."
-        assert upstream.calls["/orders/8"] == 1
-        assert [tool["function"]["name"] for tool in json.loads(upstream.seen[-1][3])["tools"]] == ["order", "parcel"]
