@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from tests.fuzz.__main__ import SERVERS, targets
+from tests.fuzz.__main__ import targets
 from tests.processes import run
 
-ALONE = {name: target for name, target in targets().items() if name not in SERVERS}
 
-
-@pytest.mark.parametrize("names", [list(ALONE)], ids=["alone"])
-async def test_no_bad_input_does_harm(names, tmp_path):
+@pytest.mark.parametrize(("alone", "cases"), [(True, 2000), (False, 1500)], ids=["alone", "with servers"])
+async def test_no_bad_input_does_harm(alone, cases, tmp_path):
+    names = [name for name, target in targets().items() if target.alone is alone]
     trace = tmp_path / "case"
-    done = await run(sys.executable, "-m", "tests.fuzz", *names, "--here", "--cases", "2000", "--trace", trace, timeout_seconds=110)
+    command = [sys.executable, "-m", "tests.fuzz", *names, "--here", "--cases", str(cases), "--trace", trace]
+    done = await run(*command, timeout_seconds=110)
     assert done.code == 0, f"{done.stdout}\n{done.stderr}\nthe last case: {trace.read_text()}"

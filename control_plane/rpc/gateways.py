@@ -159,7 +159,7 @@ class GatewayServicer(gateways_pb2_grpc.GatewayServiceServicer):
     async def ListGateways(self, request: pb.ListGatewaysRequest, _context: Any) -> pb.ListGatewaysResponse:
         """See gateways.proto."""
         page_request: PageRequest = convert.page_of(request)
-        after = tuple(map(str, page_request.after("gateways")))
+        after = page_request.after("gateways", kinds=(str, str))
         found = await self._gateways.known(after, page_request.limit + 1)
         page = page_request.page(found, lambda info: info.identity.key, "gateways")
         gateways = []

@@ -74,7 +74,7 @@ class Audit:
     async def list(self, wanted: AuditFilter, request: PageRequest, *, oldest_first: bool) -> Page[AuditEntry]:
         """Entries that pass, newest first unless the oldest are wanted first."""
         what = "audit, oldest first" if oldest_first else "audit"
-        after = next((int(part) for part in request.after(what)), None)
+        after = next(iter(request.after(what, kinds=(int,))), None)
         found = await self._store.read(lambda tx: tx.audit_entries(wanted, after=after, oldest_first=oldest_first, limit=request.limit + 1))
         return request.page(found, lambda entry: (entry.position,), what)
 

@@ -195,8 +195,7 @@ class Deployments:
 
     async def bindings(self, app: str, environment: str, request: PageRequest) -> Page[Binding]:
         """What is live, newest revision first. Raises AppNotFound, EnvironmentNotFound for filters that name nothing."""
-        last = request.after("bindings", app, environment)
-        after = (int(last[0]), str(last[1]), str(last[2])) if last else None
+        after = request.after("bindings", app, environment, kinds=(int, str, str)) or None
 
         async def work(tx: ReadTransaction) -> list[Binding]:
             await check_filters(tx, app, environment)

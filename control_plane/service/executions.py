@@ -15,7 +15,7 @@ import msgspec
 from control_plane.execution_model import Execution, Figures, Outcome, Report, Use, Wanted
 from control_plane.model import Action, Deployment, Unbinding
 from control_plane.service.calls import Clock
-from control_plane.service.paging import Page, PageRequest
+from control_plane.service.paging import Page, PageRequest, foreign_token
 from control_plane.storage.base import ExecutionStore, ReadTransaction, Store
 from control_plane.storage.sql import from_micros, to_micros
 from control_plane.tail import Tail
@@ -93,8 +93,11 @@ class Executions:
         """Those that pass, newest first. Raises InvalidField."""
         _check_window(wanted.since, wanted.until)
         filters = ("executions", *(str(value) for value in dataclasses.astuple(wanted)))
-        last = request.after(*filters)
-        before = (int(last[0]), bytes.fromhex(str(last[1]))) if last else None
+        last = request.after(*filters, kinds=(int, str))
+        try:
+            before = (last[0], bytes.fromhex(last[1])) if last else None
+        except ValueError:
+            raise foreign_token() from None
         found = await self._executions.executions(wanted, before=before, limit=request.limit + 1)
         return request.page(found, lambda e: (e.start_time, e.execution_id.hex()), *filters)
 

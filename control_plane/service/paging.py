@@ -6,7 +6,7 @@ import base64
 import binascii
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -15,6 +15,10 @@ from pointsman.errors import InvalidField, Violation
 T = TypeVar("T")
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 500
+MIN_KEY, MAX_KEY = -(2**63), 2**63 - 1
+
+Key = str | int
+"""A part of the key by which a list is ordered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,7 @@ class Page(Generic[T]):
 
 class _Token(msgspec.Struct, array_like=True):
     filters: tuple[str, ...]
-    last: tuple[str | int, ...]
+    last: tuple[Key, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +46,8 @@ class PageRequest:
         """How many items the page has at most."""
         return min(self.size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
 
-    def after(self, *filters: str) -> tuple[str | int, ...]:
-        """The key of the last item of the page before; empty for the first page.
+    def after(self, *filters: str, kinds: Sequence[type[Key]] = (str,)) -> tuple[Any, ...]:
+        """The key of the last item of the page before, each part of its kind; empty for the first page.
 
         Raises:
             InvalidField: when the token is not one of ours, or was made for other filters.
@@ -53,18 +57,30 @@ class PageRequest:
         try:
             token = msgspec.msgpack.decode(base64.urlsafe_b64decode(self.token.encode()), type=_Token)
         except (binascii.Error, ValueError, msgspec.MsgspecError) as error:
-            raise _refused("is not a token that a list answered; leave it empty for the first page") from error
+            raise foreign_token() from error
         if token.filters != filters:
             raise _refused("was made for a list with other filters; start again with an empty one")
+        if [type(part) for part in token.last] != list(kinds) or not all(map(_fits, token.last)):
+            raise foreign_token()
         return token.last
 
-    def page(self, items: Sequence[T], key: Callable[[T], tuple[str | int, ...]], *filters: str) -> Page[T]:
+    def page(self, items: Sequence[T], key: Callable[[T], tuple[Key, ...]], *filters: str) -> Page[T]:
         """The page, from up to limit + 1 items: one more than the page has means that there is a next one."""
         shown = list(items[: self.limit])
         if len(items) <= self.limit:
             return Page(shown, "")
         token = msgspec.msgpack.encode(_Token(filters, key(shown[-1])))
         return Page(shown, base64.urlsafe_b64encode(token).decode())
+
+
+def foreign_token() -> InvalidField:
+    """What is said of a token that no list has answered."""
+    return _refused("is not a token that a list answered; leave it empty for the first page")
+
+
+def _fits(part: Key) -> bool:
+    """Whether a store takes it: PostgreSQL has no character NUL, and no store integers of more than 64 bits."""
+    return MIN_KEY <= part <= MAX_KEY if isinstance(part, int) else "\0" not in part
 
 
 def _refused(why: str) -> InvalidField:

@@ -28,8 +28,7 @@ class Past:
     async def bindings(self, app: str, environment: str, moment: datetime, request: PageRequest) -> Page[Binding]:
         """What was live, newest revision first. Raises AppNotFound, EnvironmentNotFound as binding."""
         filters = ("bindings", app, environment, moment.isoformat())
-        last = request.after(*filters)
-        after = (int(last[0]), str(last[1]), str(last[2])) if last else None
+        after = request.after(*filters, kinds=(int, str, str)) or None
         found = await self._store.read(lambda tx: _bindings(tx, moment, app, environment, after, request.limit + 1))
         return request.page(found, lambda b: (b.revision, b.app, b.environment), *filters)
 

@@ -15,9 +15,7 @@ from pathlib import Path
 
 from tests.fuzz.engine import HEADING, Target, run_all
 
-MODULES = ("expressions", "snapshots", "app_files", "values")
-SERVERS: frozenset[str] = frozenset()
-"""Targets that share two real servers."""
+MODULES = ("expressions", "snapshots", "app_files", "values", "grpc_calls", "http_requests", "streams", "page_tokens")
 
 
 def targets() -> dict[str, Target]:

@@ -22,13 +22,15 @@ from hypothesis.strategies import SearchStrategy
 
 MIB = 1024 * 1024
 BATCH_EXAMPLES = 1000
-MAX_FAILURES = 5
+MAX_FAILURES = 20
 # A case that never ends is told with the place where it hangs, and ends the run.
 HANG_SECONDS = 30
 CASE_SECONDS = 10.0
 MEMORY_MIB = 256
 MAX_TRACE_CHARS = 200_000
-MAX_SHOWN_CHARS = 3000
+MAX_SHOWN_CHARS = 1500
+# Failures that begin alike are told once.
+MAX_KIND_CHARS = 60
 
 
 class Checker:
@@ -60,8 +62,8 @@ class Target:
     pinned: Sequence[Any] = ()
     memory_mib: int = MEMORY_MIB
     case_seconds: float = CASE_SECONDS
-    shrinks: bool = True
-    """Whether a failure is made smaller: not where a case leaves something behind in a server."""
+    alone: bool = True
+    """Whether it needs no server. Then a failure is made smaller; a server remembers the cases before."""
 
 
 def pure(check: Callable[[Any], None]) -> Callable[[], AbstractContextManager[Checker]]:
@@ -126,6 +128,8 @@ class Run:
         self._armed_at = 0.0
         self._case: Any = None
         """The last one: of those that fail, the smallest that was found."""
+        self._kinds: set[str] = set()
+        self.failed = 0
         self.result = Result(target.name)
 
     def run(self) -> Result:
@@ -137,7 +141,7 @@ class Run:
                 with self._noting():
                     self._try(checker, case)
             number = 0
-            while self.result.cases < self._wanted and len(self.result.failures) < MAX_FAILURES:
+            while self.result.cases < self._wanted and self.failed < MAX_FAILURES:
                 number += 1
                 before = self.result.cases
                 with self._noting():
@@ -156,7 +160,6 @@ class Run:
     def _batch(self, checker: Checker, name: str) -> None:
         target = self._target
         left = self._wanted - self.result.cases
-        phases = [Phase.generate, Phase.shrink] if target.shrinks else [Phase.generate]
 
         @seed(name)
         @settings(
@@ -164,7 +167,7 @@ class Run:
             database=None,
             deadline=None,
             derandomize=False,
-            phases=phases,
+            phases=[Phase.generate, Phase.shrink],
             suppress_health_check=list(HealthCheck),
             verbosity=Verbosity.quiet,
             print_blob=False,
@@ -172,8 +175,13 @@ class Run:
         )
         @given(target.cases)
         def batch(case: Any) -> None:
-            if self.result.cases < self._wanted:
+            if self.result.cases >= self._wanted:
+                return
+            if target.alone:
                 self._try(checker, case)
+            else:
+                with self._noting():
+                    self._try(checker, case)
 
         batch()
 
@@ -199,8 +207,15 @@ class Run:
         try:
             yield
         except Exception as error:  # noqa: BLE001 -- whatever a property raises is what was looked for
-            about = "".join(traceback.format_exception(error))[-MAX_SHOWN_CHARS:]
-            self.result.failures.append(f"{self._target.name}: {about}at the case {repr(self._case)[:MAX_SHOWN_CHARS]}\n")
+            self._note(error)
+
+    def _note(self, error: Exception) -> None:
+        self.failed += 1
+        if str(error)[:MAX_KIND_CHARS] not in self._kinds:
+            self._kinds.add(str(error)[:MAX_KIND_CHARS])
+            where = "".join(traceback.format_tb(error.__traceback__)[-4:])
+            what = f"{type(error).__name__}: {str(error)[:MAX_SHOWN_CHARS]}"
+            self.result.failures.append(f"{self._target.name}:\n{where}{what}\nat the case {repr(self._case)[:MAX_SHOWN_CHARS]}\n")
 
 
 def run_all(targets: Sequence[Target], cases_of: Callable[[Target], int], seed_: int, trace: Path | None) -> list[Result]:
