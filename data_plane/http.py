@@ -341,7 +341,7 @@ def _body(body: bytes) -> Any:
     if not body:
         return {}
     try:
-        return decode_json(body)
+        return decode_json(body, unique_keys=True)
     except ValueError as error:
         raise InvalidInput([Violation("", f"the body {error}")]) from None
 

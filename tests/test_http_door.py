@@ -147,6 +147,7 @@ async def test_an_unknown_endpoint_app_or_environment(door):
         (b"[" * 10_000 + b"]" * 10_000, "nested deeper than 32 levels"),
         (b'{"a":' * 33 + b"1" + b"}" * 33, "nested deeper than 32 levels"),
         (b'{"message": "a\\u0000b"}', "has the character NUL"),
+        (b'{"message": "a", "n": 1, "message": "b"}', "the body has the key 'message' twice"),
         (b"[1]", "must be a JSON object"),
         (b'"text"', "must be a JSON object"),
         (b"null", "must be a JSON object"),

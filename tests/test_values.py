@@ -1,5 +1,6 @@
 """Plain values: what JSON text and messages may hold."""
 
+import json
 from typing import Any
 
 import msgspec
@@ -51,6 +52,28 @@ def test_json_is_taken_up_to_the_nesting_that_messages_can_hold(value, around):
 def test_other_text_is_refused_with_the_reason(text, says):
     with pytest.raises(ValueError, match=says):
         decode_json(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"a": 1, "a": 1}',
+        b'[{"b": {"a": 1, "b": 2, "a": 3}}]',
+        b'{"a": {"x": ":"}, "a": 2}',
+        rb'{"a": 1, "a": "\u003a"}',
+        rb'{"\u0061": 1, "a": 2}',
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused_by_name_where_that_is_asked_for(text):
+    with pytest.raises(ValueError, match="has the key 'a' twice in one object"):
+        decode_json(text, unique_keys=True)
+    assert decode_json(text)
+
+
+@given(NESTED)
+def test_other_objects_have_every_key_once(value):
+    for text in (msgspec.json.encode(value), json.dumps(value).encode(), json.dumps(value).replace(":", " : ").encode()):
+        assert decode_json(text, unique_keys=True) == json.loads(text)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ JSON through HTTP.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ from google.protobuf.struct_pb2 import ListValue, NullValue, Struct, Value
 
 # Beyond this a double does not tell neighbouring integers apart (RFC 8259, section 6).
 MAX_EXACT_INTEGER = 2**53
+
+MAX_SHOWN_CHARS = 80
 
 # Lists and maps within one another. A level of maps is three of protobuf, which takes at most 100.
 MAX_NESTING = 32
@@ -39,8 +42,9 @@ MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1
 
 # Only then can an integer have more than 64 bits; that spares almost every text the walk.
 _MANY_DIGITS = re.compile(rb"[0-9]{19}")
-_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
-_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_ESCAPES = re.compile(rb"\\.")
+_STRINGS = re.compile(rb'"[^"]*"')
+_NO_MARKS = bytes(set(range(256)) - set(b'[]{}"'))
 _ONE_KIND = bytes.maketrans(b"{}", b"[]")
 
 
@@ -77,8 +81,8 @@ def has_long_integer(plain: Any) -> bool:
     return isinstance(plain, list) and any(map(has_long_integer, plain))
 
 
-def decode_json(data: bytes) -> Any:
-    """The plain value of JSON text.
+def decode_json(data: bytes, *, unique_keys: bool = False) -> Any:
+    """The plain value of JSON text. With `unique_keys` no object may have a key twice, which RFC 8259 leaves to the reader.
 
     Raises:
         ValueError: with the reason, when it is not JSON (RFC 8259), is nested too deep, or has what expressions cannot hold: a NUL in a
@@ -97,12 +101,28 @@ def decode_json(data: bytes) -> Any:
         raise ValueError(NUL_REFUSED)
     if _MANY_DIGITS.search(data) and has_long_integer(found):
         raise ValueError(INTEGER_REFUSED)
+    if unique_keys and (b"\\u003" in data or data.count(b":") != msgspec.json.encode(found).count(b":")):
+        # A key that was dropped took its colon along; one that is escaped is counted nowhere, so it is looked at too.
+        json.loads(data, object_pairs_hook=_unique)
     return found
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> None:
+    seen: set[str] = set()
+    for key, _ in pairs:
+        if key in seen:
+            raise ValueError(f"has the key {key[:MAX_SHOWN_CHARS]!r} twice in one object; leave one of them out")
+        seen.add(key)
 
 
 def _too_deep(data: bytes) -> bool:
     """Whether JSON text is nested deeper than MAX_NESTING: the innermost brackets are taken away that often, all of it in C."""
-    brackets = _STRINGS.sub(b"", data).translate(_ONE_KIND, _NOT_BRACKETS)
+    marks = _ESCAPES.sub(b"", data) if b"\\" in data else data
+    marks = marks.translate(_ONE_KIND, _NO_MARKS)
+    brackets = marks.replace(b'""', b"")
+    if b'"' in brackets:
+        # A bracket stands in a string: before it the number of quotes is odd.
+        brackets = _STRINGS.sub(b"", marks)
     for _ in range(MAX_NESTING):
         brackets = brackets.replace(b"[]", b"")
     return bool(brackets)
