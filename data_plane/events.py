@@ -52,14 +52,17 @@ class Events:
 
     def __init__(self) -> None:
         self._waiting: list[Event] = []
+        self._more: list[str] = []
+        """Text that goes on with that of the last event that waits."""
         self._reader: asyncio.Future[None] | None = None
 
     def put(self, event: Event) -> None:
         """Never waits."""
         last = self._waiting[-1] if len(self._waiting) > JOIN_DELTAS_BEYOND else None
         if last is not None and last.name == event.name == "output_delta" and last.data["step"] == event.data["step"]:
-            last.data["text"] += event.data["text"]
+            self._more.append(event.data["text"])
         else:
+            self._join()
             self._waiting.append(event)
         self._wake()
 
@@ -75,8 +78,14 @@ class Events:
                 self._reader = None
                 if timer is not None:
                     timer.cancel()
+        self._join()
         taken, self._waiting = self._waiting, []
         return taken
+
+    def _join(self) -> None:
+        if self._more:
+            self._waiting[-1].data["text"] += "".join(self._more)
+            self._more = []
 
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():

@@ -2,78 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import time
-from collections import Counter
-from types import SimpleNamespace
 from typing import Any
 
-import httpx2
-import pytest
 from google.protobuf import json_format
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 from data_plane.loaded import compile_release
-from data_plane.mcp_sessions import McpSessions
 from data_plane.pipeline import Run, Trigger, run
 from data_plane.secrets import Secrets
-from data_plane.steps.base import Clients
 from pointsman.errors import PointsmanError
 from pointsman.v1.config_pb2 import AppConfig
 from tests.reference_interpreter import EXPRESSIONS, Answer, Ended, Interpreter
+from tests.scripted_tools import ClockThatNeverWaits, DefectError, ScriptedTools, clients_of
 from tests.test_pipeline import digest_of
 
 NEVER = 1e9
-JSON = {"content-type": "application/json"}
 # What comes of step 3 ends in .0003 s, so that no two things happen at the same moment but for those that must.
 OWN_MOMENT, OWN_TIMEOUT, OWN_DEADLINE = 0.0001, 0.00003, 0.000005
-
-
-class DefectError(Exception):
-    """What no step should raise."""
-
-
-class ScriptedTools(httpx2.AsyncBaseTransport):
-    """A tool for each step of the plan, which answers its attempts one after the other."""
-
-    def __init__(self, pipeline: dict[str, Any]) -> None:
-        self._answers = {step["name"]: step["answers"] for stage in pipeline["stages"] for step in stage["steps"] if "answers" in step}
-        self._calls: Counter[str] = Counter()
-
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        name = request.url.path.removeprefix("/")
-        self._calls[name] += 1
-        answers = self._answers[name]
-        answer = answers[min(self._calls[name], len(answers)) - 1]
-        await asyncio.sleep(answer.seconds)
-        if answer.what == "ok":
-            answered = {"attempt": self._calls[name], "given": json.loads(await request.aread())}
-            return httpx2.Response(200, headers=JSON, stream=httpx2.ByteStream(json.dumps(answered).encode()))
-        if answer.what == "lost":
-            raise httpx2.ConnectError("no route to the tool")
-        if answer.what == "defect":
-            raise DefectError
-        return httpx2.Response(int(answer.what), headers={"retry-after": str(answer.retry_after)}, stream=httpx2.ByteStream(b""))
-
-
-class ClockThatNeverWaits(asyncio.SelectorEventLoop):
-    """Where others would wait for a time, it is that time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._now = 0.0
-        self._look = self._selector.select
-        self._selector.select = self._go_on
-
-    def time(self) -> float:
-        return self._now
-
-    def _go_on(self, seconds: float | None) -> Any:
-        assert seconds is not None, "everything waits, and for no time"
-        self._now += seconds
-        return self._look(0)
 
 
 # Most of them such that the pipeline goes on: there is more to be seen then.
@@ -170,11 +116,10 @@ def test_the_runner_does_what_the_reference_does(pipeline: dict[str, Any], n: in
     interpreter = Interpreter({"n": n}, seconds)
     expected = by_the_reference(pipeline, interpreter)
     clock = ClockThatNeverWaits()
-    clients = Clients(http=httpx2.AsyncClient(transport=ScriptedTools(pipeline)), mcp=McpSessions(None))  # type: ignore[arg-type]
+    answers = {step["name"]: step["answers"] for stage in pipeline["stages"] for step in stage["steps"] if "answers" in step}
     trigger = Trigger(execution_id="x", app="shop", environment="staging", release="v1", input={"n": n}, deadline=seconds)
-    running = Run(trigger, clients, jitter=lambda _low, high: high)
-    with pytest.MonkeyPatch.context() as patched, asyncio.Runner(loop_factory=lambda: clock) as runner:
-        patched.setattr("data_plane.pipeline.time", SimpleNamespace(monotonic=clock.time, time=time.time))
+    running = Run(trigger, clients_of(ScriptedTools(answers)), jitter=lambda _low, high: high)
+    with clock.running() as runner:
         found = runner.run(by_the_runner(pipeline, running))
     recorded = [(record.name, record.outcome, record.attempts) for record in running.steps]
     assert (found in expected, sorted(recorded)) == (True, sorted(interpreter.record)), (found, expected)
