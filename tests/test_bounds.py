@@ -58,6 +58,23 @@ def test_what_grows_is_seen_to(source, at_least):
             compile_expression(source)
 
 
+@pytest.mark.parametrize(
+    "source",
+    ["{'k': input.?a}", "[[input[?'a']]]", "{'k': {'k': optional.none()}}", "{'k': input.l.first()}", "input.l.map(x, {'k': x.?a})"],
+)
+def test_an_optional_is_refused_wherever_it_stands(source):
+    # The library's own conversion ends the process at some of these.
+    with pytest.raises(ExpressionError, match="orValue"):
+        compile_expression(source).evaluate({"input": {"a": 1, "l": [{}]}})
+
+
+def test_what_stands_in_a_value_many_times_counts_each_time():
+    source = compile_expression("input.l.map(x, input.large)")
+    with pytest.raises(ExpressionError, match="too large"):
+        source.evaluate({"input": {"l": list(range(9000)), "large": "x" * 4096}})
+    assert len(source.evaluate({"input": {"l": list(range(9000)), "large": "x"}})) == 9000
+
+
 def test_maps_of_optionals_are_counted():
     assert not expression_problem("a.optMap(x, 1)" * 6)
     assert "at most 6" in expression_problem("a.optMap(x, 1).optFlatMap(x, 1)" * 4)

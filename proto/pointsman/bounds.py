@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pointsman import syntax
+
 # Five replacements upon one another that escape HTML are 2,880.
-MAX_GROWTH = 1_000_000
+MAX_GROWTH = 200_000
 # minijinja 3 follows a chain of operators by recursion, and overruns a stack of 8 MiB at some 16,000 of one or two bytes each.
 MAX_TAG_BYTES = 8 * 1024
 MAX_ELIFS = 500
@@ -62,10 +64,13 @@ class _Size:
 
     count: float
     of: _Size | None = None
+    known: float | None = None
+    """Of all elements, where that is known better."""
 
     @property
     def total(self) -> float:
-        return self.count * (1 + self.of.total) if self.of is not None else self.count
+        within = self.count * self.of.total if self.of is not None else 0.0
+        return self.count + (within if self.known is None else self.known)
 
 
 _NOTHING, _ONE = _Size(0.0), _Size(1.0)
@@ -132,7 +137,8 @@ def _loop(loop: Any, names: Mapping[str, _Size]) -> _Size:
     """Every macro gathers in an accumulator what one turn after the other gives."""
     through = _size(loop.iter_range, names)
     turn = _size(loop.loop_step, {**names, loop.iter_var: through.of or _ONE, loop.accu_var: _NOTHING})
-    gathered = _joined(_size(loop.accu_init, names), replace(turn, count=turn.count * through.count))
+    turns = _Size(turn.count * through.count, turn.of, None if turn.known is None else turn.known * through.count)
+    gathered = _joined(_size(loop.accu_init, names), turns)
     return _size(loop.result, {**names, loop.accu_var: gathered})
 
 
@@ -140,7 +146,7 @@ def _held(parts: list[_Size]) -> _Size:
     largest = _NOTHING
     for part in parts:
         largest = _larger(largest, part)
-    return _Size(float(len(parts)), largest)
+    return _Size(float(len(parts)), largest, sum(part.total for part in parts))
 
 
 def _larger(left: _Size, right: _Size) -> _Size:
@@ -149,7 +155,30 @@ def _larger(left: _Size, right: _Size) -> _Size:
 
 
 def _joined(left: _Size, right: _Size) -> _Size:
-    return replace(_larger(left, right), count=left.count + right.count)
+    known = left.total - left.count + right.total - right.count
+    return replace(_larger(left, right), count=left.count + right.count, known=known)
+
+
+def has_optional(expr: Any) -> bool:
+    """Whether the expression makes an optional anywhere."""
+    call = expr.call_expr
+    named = call.function.startswith("opt") or call.function in ("_?._", "_[?_]", "first", "last")
+    return named or any(map(has_optional, syntax.parts(expr)))
+
+
+def multiplies(expr: Any, inside: frozenset[str] | None = None) -> bool:
+    """Whether a loop takes in, at each turn, what does not come from its own element: a large value may then be in the result many times.
+
+    `inside` are the names of the loop that the expression is the turn of.
+    """
+    kind = expr.WhichOneof("expr_kind")
+    if kind == "ident_expr":
+        return inside is not None and expr.ident_expr.name not in inside
+    if kind == "comprehension_expr":
+        loop = expr.comprehension_expr
+        turn = multiplies(loop.loop_step, frozenset({loop.iter_var, loop.accu_var}))
+        return turn or any(multiplies(part, inside) for part in (loop.iter_range, loop.accu_init))
+    return any(multiplies(part, inside) for part in syntax.parts(expr))
 
 
 def template_problem(source: str) -> str:

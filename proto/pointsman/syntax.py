@@ -73,12 +73,15 @@ def _steps(expr: Any) -> Iterator[str]:
         of, index = expr.call_expr.args
         if _is_steps(of) and index.const_expr.WhichOneof("constant_kind") == "string_value":
             yield index.const_expr.string_value
-    for part in _parts(expr, kind):
+    loop = expr.comprehension_expr
+    # In its turns `steps` is the name of something else.
+    for part in [loop.iter_range] if loop.iter_var == "steps" else parts(expr):
         yield from _steps(part)
 
 
-def _parts(expr: Any, kind: str | None) -> Iterator[Any]:
-    """The expressions right below; those in which `steps` is the name of something else are left out."""
+def parts(expr: Any) -> Iterator[Any]:
+    """The expressions right below."""
+    kind = expr.WhichOneof("expr_kind")
     if kind == "select_expr":
         yield expr.select_expr.operand
     elif kind == "call_expr":
@@ -92,9 +95,7 @@ def _parts(expr: Any, kind: str | None) -> Iterator[Any]:
             yield entry.value
     elif kind == "comprehension_expr":
         loop = expr.comprehension_expr
-        yield loop.iter_range
-        if loop.iter_var != "steps":
-            yield from (loop.accu_init, loop.loop_condition, loop.loop_step, loop.result)
+        yield from (loop.iter_range, loop.accu_init, loop.loop_condition, loop.loop_step, loop.result)
 
 
 def _is_steps(expr: Any) -> bool:
