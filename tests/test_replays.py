@@ -10,7 +10,7 @@ import pytest
 from data_plane.lookup import Asked
 from data_plane.record import Answer
 from data_plane.replays import MEMORY_SECONDS, Replays
-from pointsman.errors import InvalidField, StepFailed, TooMany
+from pointsman.errors import InvalidField, RateLimited, StepFailed
 from pointsman.v1.trigger_pb2 import TriggerRequest
 from tests.clients import gateway_client, refusal_of
 from tests.processes import start_gateway
@@ -91,8 +91,8 @@ async def test_when_the_first_is_cancelled_one_of_the_repeats_runs():
 
 async def test_failed_steps_are_remembered_and_refusals_are_not():
     failed = StepFailed("It failed.", stage="s", step="t", cause="c")
-    replays, work = Replays(), Work(TooMany("Too many.", limit=1, given=2), failed)
-    with pytest.raises(TooMany):
+    replays, work = Replays(), Work(RateLimited("Too many.", limit=1), failed)
+    with pytest.raises(RateLimited):
         await replays.once(asked(), work)
     with pytest.raises(StepFailed) as first:
         await replays.once(asked(), work)

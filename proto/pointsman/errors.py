@@ -7,7 +7,7 @@ PointsmanError
  ├─ ReleaseConflict, AppExists, EnvironmentExists
  ├─ RevisionConflict
  ├─ NothingToRollBack, NeverLiveHere, EnvironmentInUse, ReleaseRejected, ReleaseNotLoaded
- ├─ TooLarge, RateLimited, TooMany
+ ├─ TooLarge, RateLimited
  ├─ Behind, NotSynced, StoreUnavailable, ShuttingDown
  ├─ StepFailed, StepTimeout
  └─ Internal
@@ -320,12 +320,6 @@ class RateLimited(PointsmanError):
     """Too much in too short a time."""
 
     reason, grpc_code, http_status = Reason.RATE_LIMITED, "RESOURCE_EXHAUSTED", 429
-
-
-class TooMany(PointsmanError):
-    """Too many at the same time."""
-
-    reason, grpc_code, http_status = Reason.TOO_MANY, "RESOURCE_EXHAUSTED", 429
 
 
 class _Unavailable(PointsmanError):

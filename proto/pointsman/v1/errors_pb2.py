@@ -25,15 +25,17 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19pointsman/v1/errors.proto\x12\x0cpointsman.v1\x1a\x1cgoogle/protobuf/struct.proto\"\x82\x06\n\x05\x45rror\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12(\n\x07\x64\x65tails\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x13\n\x0bstatus_code\x18\x04 \x01(\x05\x12\x11\n\ttimestamp\x18\x05 \x01(\t\"\x86\x05\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x11\n\rINVALID_FIELD\x10\x01\x12\x11\n\rINVALID_INPUT\x10\x02\x12\x13\n\x0fUNAUTHENTICATED\x10\x03\x12\x15\n\x11PERMISSION_DENIED\x10\x04\x12\x11\n\rAPP_NOT_FOUND\x10\x05\x12\x15\n\x11RELEASE_NOT_FOUND\x10\x06\x12\x19\n\x15\x45NVIRONMENT_NOT_FOUND\x10\x07\x12\x16\n\x12\x45NDPOINT_NOT_FOUND\x10\x08\x12\x17\n\x13\x45XECUTION_NOT_FOUND\x10\t\x12\x13\n\x0fTOKEN_NOT_FOUND\x10\n\x12\x17\n\x13NO_RELEASE_DEPLOYED\x10\x0b\x12\x14\n\x10RELEASE_CONFLICT\x10\x0c\x12\x0e\n\nAPP_EXISTS\x10\r\x12\x16\n\x12\x45NVIRONMENT_EXISTS\x10\x0e\x12\x15\n\x11REVISION_CONFLICT\x10\x0f\x12\x18\n\x14NOTHING_TO_ROLL_BACK\x10\x10\x12\x13\n\x0fNEVER_LIVE_HERE\x10\x11\x12\x16\n\x12\x45NVIRONMENT_IN_USE\x10\x12\x12\x14\n\x10RELEASE_REJECTED\x10\x13\x12\x16\n\x12RELEASE_NOT_LOADED\x10\x14\x12\r\n\tTOO_LARGE\x10\x15\x12\x10\n\x0cRATE_LIMITED\x10\x16\x12\x0c\n\x08TOO_MANY\x10\x17\x12\n\n\x06\x42\x45HIND\x10\x18\x12\x0e\n\nNOT_SYNCED\x10\x19\x12\x15\n\x11STORE_UNAVAILABLE\x10\x1a\x12\x11\n\rSHUTTING_DOWN\x10\x1b\x12\x0f\n\x0bSTEP_FAILED\x10\x1c\x12\x10\n\x0cSTEP_TIMEOUT\x10\x1d\x12\x0c\n\x08INTERNAL\x10\x1e\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19pointsman/v1/errors.proto\x12\x0cpointsman.v1\x1a\x1cgoogle/protobuf/struct.proto\"\x86\x06\n\x05\x45rror\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12(\n\x07\x64\x65tails\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x13\n\x0bstatus_code\x18\x04 \x01(\x05\x12\x11\n\ttimestamp\x18\x05 \x01(\t\"\x8a\x05\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x11\n\rINVALID_FIELD\x10\x01\x12\x11\n\rINVALID_INPUT\x10\x02\x12\x13\n\x0fUNAUTHENTICATED\x10\x03\x12\x15\n\x11PERMISSION_DENIED\x10\x04\x12\x11\n\rAPP_NOT_FOUND\x10\x05\x12\x15\n\x11RELEASE_NOT_FOUND\x10\x06\x12\x19\n\x15\x45NVIRONMENT_NOT_FOUND\x10\x07\x12\x16\n\x12\x45NDPOINT_NOT_FOUND\x10\x08\x12\x17\n\x13\x45XECUTION_NOT_FOUND\x10\t\x12\x13\n\x0fTOKEN_NOT_FOUND\x10\n\x12\x17\n\x13NO_RELEASE_DEPLOYED\x10\x0b\x12\x14\n\x10RELEASE_CONFLICT\x10\x0c\x12\x0e\n\nAPP_EXISTS\x10\r\x12\x16\n\x12\x45NVIRONMENT_EXISTS\x10\x0e\x12\x15\n\x11REVISION_CONFLICT\x10\x0f\x12\x18\n\x14NOTHING_TO_ROLL_BACK\x10\x10\x12\x13\n\x0fNEVER_LIVE_HERE\x10\x11\x12\x16\n\x12\x45NVIRONMENT_IN_USE\x10\x12\x12\x14\n\x10RELEASE_REJECTED\x10\x13\x12\x16\n\x12RELEASE_NOT_LOADED\x10\x14\x12\r\n\tTOO_LARGE\x10\x15\x12\x10\n\x0cRATE_LIMITED\x10\x16\x12\x10\n\x08TOO_MANY\x10\x17\x1a\x02\x08\x01\x12\n\n\x06\x42\x45HIND\x10\x18\x12\x0e\n\nNOT_SYNCED\x10\x19\x12\x15\n\x11STORE_UNAVAILABLE\x10\x1a\x12\x11\n\rSHUTTING_DOWN\x10\x1b\x12\x0f\n\x0bSTEP_FAILED\x10\x1c\x12\x10\n\x0cSTEP_TIMEOUT\x10\x1d\x12\x0c\n\x08INTERNAL\x10\x1e\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pointsman.v1.errors_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_ERROR_REASON'].values_by_name["TOO_MANY"]._loaded_options = None
+  _globals['_ERROR_REASON'].values_by_name["TOO_MANY"]._serialized_options = b'\010\001'
   _globals['_ERROR']._serialized_start=74
-  _globals['_ERROR']._serialized_end=844
+  _globals['_ERROR']._serialized_end=848
   _globals['_ERROR_REASON']._serialized_start=198
-  _globals['_ERROR_REASON']._serialized_end=844
+  _globals['_ERROR_REASON']._serialized_end=848
 # @@protoc_insertion_point(module_scope)

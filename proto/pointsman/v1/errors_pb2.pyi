@@ -16,6 +16,11 @@ if sys.version_info >= (3, 11):
 else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
+if sys.version_info >= (3, 13):
+    from warnings import deprecated as _deprecated
+else:
+    from typing_extensions import deprecated as _deprecated
+
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
@@ -83,8 +88,10 @@ class Error(_message.Message):
         """RESOURCE_EXHAUSTED, 413. Metadata: limit, given, unit, and what is too large."""
         RATE_LIMITED: Error._Reason.ValueType  # 22
         """RESOURCE_EXHAUSTED, 429. With RetryInfo or Retry-After. Metadata: limit, and of what."""
-        TOO_MANY: Error._Reason.ValueType  # 23
-        """RESOURCE_EXHAUSTED, 429. Too many at the same time. Metadata: limit, given, and of what."""
+        @_builtins.property
+        @_deprecated("""This enum value has been marked as deprecated using proto enum value options.""")
+        def TOO_MANY(self) -> Error._Reason.ValueType:   # 23
+            """Not sent: what is too much at the same time is RATE_LIMITED."""
         BEHIND: Error._Reason.ValueType  # 24
         """UNAVAILABLE, 503. This gateway has not reached the revision that the caller named; retry. Metadata: asked, has. Or it has not
         heard of the control plane for longer than the environment allows. Metadata: environment, staleness_seconds,
@@ -155,7 +162,7 @@ class Error(_message.Message):
     RATE_LIMITED: Error.Reason.ValueType  # 22
     """RESOURCE_EXHAUSTED, 429. With RetryInfo or Retry-After. Metadata: limit, and of what."""
     TOO_MANY: Error.Reason.ValueType  # 23
-    """RESOURCE_EXHAUSTED, 429. Too many at the same time. Metadata: limit, given, and of what."""
+    """Not sent: what is too much at the same time is RATE_LIMITED."""
     BEHIND: Error.Reason.ValueType  # 24
     """UNAVAILABLE, 503. This gateway has not reached the revision that the caller named; retry. Metadata: asked, has. Or it has not
     heard of the control plane for longer than the environment allows. Metadata: environment, staleness_seconds,
