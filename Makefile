@@ -11,8 +11,8 @@ TEST_EXTRAS := postgres,mcp,certs,otel,local-model
 demo: $(VENV)/.runtime  ## walk the whole release workflow against real servers
 	@$(BIN)/pointsman demo
 
-dev: $(VENV)/.runtime  ## both servers with a sample app, until Ctrl-C
-	@$(BIN)/pointsman dev
+dev: $(VENV)/.runtime  ## both servers with a sample app, until Ctrl-C; make dev SAMPLE=extraction
+	@$(BIN)/pointsman dev $(if $(SAMPLE),--sample $(SAMPLE))
 
 test: lint  ## everything that can run on this machine
 	$(BIN)/pytest $(PYTEST_ARGS)

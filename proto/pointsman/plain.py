@@ -9,6 +9,7 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from pointsman.nodes import scalar
+from pointsman.values import MAX_EXACT_INTEGER
 
 MAX_LINE_CHARS = 120
 
@@ -35,6 +36,9 @@ def ordered(descriptor: Any, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sorted(value: Any) -> Any:
+    """As it was written, too: a Struct has only doubles, and 3 is not 3.0 for people."""
+    if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_EXACT_INTEGER:
+        return int(value)
     if isinstance(value, dict):
         return {key: _sorted(value[key]) for key in sorted(value)}
     return [_sorted(item) for item in value] if isinstance(value, list) else value

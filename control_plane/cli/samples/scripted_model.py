@@ -98,7 +98,7 @@ def _found(schema: dict[str, Any], text: str) -> Any:
 def _value(schema: dict[str, Any], text: str, names: list[str]) -> Any:
     """A value of the schema's shape; texts without a pattern take the names in turn."""
     if schema.get("type") == "object":
-        return {name: _value(inner, text, names) for name, inner in schema.get("properties", {}).items()}
+        return {name: _value(schema["properties"][name], text, names) for name in schema.get("required", schema["properties"])}
     found = _found(schema, text)
     if found is not None:
         return found
