@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 from data_plane.table import Bound, Policy, RateLimit, Rejected, Role, StaleAction, Verifier
 from pointsman.v1 import deployments_pb2, environments_pb2, tokens_pb2
 from pointsman.v1 import gateways_pb2 as pb
 from pointsman.values import seconds_of
 
+# Triggers a second: from one a day to more than any gateway runs.
+RATES = (1e-5, 1e6)
 _ACTIONS = {environments_pb2.Environment.StaleAction.Value(action.value): action for action in StaleAction}
 _ROLES = {tokens_pb2.Token.Role.Value(role.value): role for role in Role if role is not Role.NONE}
 
@@ -26,7 +30,6 @@ def to_policy(policy: environments_pb2.StalenessPolicy) -> Policy | None:
 
 def to_verifier(message: tokens_pb2.TokenVerifier) -> Verifier:
     """A token. A role that is not known here allows nothing."""
-    limit = message.rate_limit
     return Verifier(
         token_id=message.token_id,
         secret_hash=message.secret_hash,
@@ -34,11 +37,17 @@ def to_verifier(message: tokens_pb2.TokenVerifier) -> Verifier:
         apps=frozenset(message.apps),
         environments=frozenset(message.environments),
         endpoints=frozenset(path.removeprefix("/") for path in message.endpoints),
-        rate_limit=RateLimit(limit.requests_per_second, limit.burst or max(1, round(limit.requests_per_second)))
-        if message.HasField("rate_limit")
-        else None,
+        rate_limit=_to_limit(message.rate_limit) if message.HasField("rate_limit") else None,
         expire_time=message.expire_time.seconds + message.expire_time.nanos / 1e9 if message.HasField("expire_time") else None,
     )
+
+
+def _to_limit(limit: tokens_pb2.RateLimit) -> RateLimit:
+    """Also of one that no rule was applied to: nothing is divided by zero for it, or rounded that cannot be."""
+    asked = limit.requests_per_second
+    least, most = RATES
+    rate = min(max(asked, least), most) if not math.isnan(asked) else least
+    return RateLimit(rate, max(1, limit.burst or round(rate)))
 
 
 def from_rejected(rejected: Rejected) -> pb.SyncRequest.Rejection:

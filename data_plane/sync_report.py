@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import structlog
+from google.protobuf.message import DecodeError
 
 from data_plane.spool import Batch, Spool
 from data_plane.sync import Sync
@@ -58,10 +59,10 @@ class Reporter:
         """Raises AioRpcError, InvalidStateError when it is to be tried again."""
         data = await self._spool.read(batch)
         # As it is in the spool: no message is made of it again.
-        await self._report(channel.unary_unary(METHOD), data)
+        await self._report(channel.unary_unary(METHOD), data, batch.count)
         await self._spool.done(batch)
 
-    async def _report(self, call: Any, data: bytes) -> None:
+    async def _report(self, call: Any, data: bytes, count: int) -> None:
         me = self._me
         header = pb.ReportExecutionsRequest(gateway_id=me.gateway_id, instance_id=me.instance_id, dropped=self._spool.dropped)
         try:
@@ -69,15 +70,20 @@ class Reporter:
         except grpc.aio.AioRpcError as error:
             if error.code() not in REFUSALS:
                 raise
-            await self._report_parts(call, data, error)
+            await self._report_parts(call, data, count, error)
 
-    async def _report_parts(self, call: Any, data: bytes, error: grpc.aio.AioRpcError) -> None:
+    async def _report_parts(self, call: Any, data: bytes, count: int, error: grpc.aio.AioRpcError) -> None:
         """The halves apart, down to the one that is refused, which is given up: it would hold up all others for ever."""
-        executions = pb.ReportExecutionsRequest.FromString(data).executions
+        try:
+            executions = pb.ReportExecutionsRequest.FromString(data).executions
+        except DecodeError as broken:
+            self._spool.dropped += count
+            log.warning("executions on disk are not what a gateway wrote and are given up", count=count, problem=str(broken))
+            return
         if len(executions) <= 1:
             self._spool.dropped += len(executions)
             log.error("an execution was refused by the control plane and is given up", problem=error.details())
             return
         middle = len(executions) // 2
         for half in (executions[:middle], executions[middle:]):
-            await self._report(call, pb.ReportExecutionsRequest(executions=half).SerializeToString())
+            await self._report(call, pb.ReportExecutionsRequest(executions=half).SerializeToString(), len(half))

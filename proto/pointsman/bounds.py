@@ -125,6 +125,8 @@ def _call(call: Any, names: Mapping[str, _Size]) -> _Size:
         return _Size(of[0].total * max(1.0, times))
     if function == "join":
         return _Size(of[0].total * (1 + (of[1].total if len(of) > 1 else 0)))
+    if function == "strings.quote":
+        return _Size(2 * of[0].total + 2)
     if function == "split":
         return _Size(of[0].total, _ONE)
     whole = of[0]

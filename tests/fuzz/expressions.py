@@ -178,6 +178,7 @@ PINNED = [
     "[[0]]" + ".map(x, [x, x])" * 30,
     "input.l" + ".map(x, [x, x])" * 19,
     "optional.of(1)" + ".optMap(x, x)" * 31,
+    "strings.quote(" * 30 + "input.s" + ")" * 30,
 ]
 PINNED_TEMPLATES = [
     # The library ended the process at each of these.

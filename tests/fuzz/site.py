@@ -71,7 +71,9 @@ class Site:
         self.channel = grpc.insecure_channel(self.control_plane.grpc)
         secret = self._prepare()
         self.gateway: Server = self._open(
-            start_gateway(folder, self.control_plane.grpc, "--default-environment", "staging", POINTSMAN_TOKEN=secret)
+            start_gateway(
+                folder, self.control_plane.grpc, "--default-environment", "staging", "--drain-seconds", "1", POINTSMAN_TOKEN=secret
+            )
         )
         self.gateway_channel = grpc.insecure_channel(self.gateway.grpc)
         self._seen = {server.pid: 0 for server in self.servers}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import logging
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ from structlog.testing import LogCapture
 
 from data_plane.lookup import Asked, Here, find_endpoint, find_release
 from pointsman.v1 import gateways_pb2 as pb
+from pointsman.v1 import tokens_pb2
 from tests.eventually import eventually
 from tests.fuzz.engine import Checker, Target
 from tests.fuzz.site import Loop
@@ -153,7 +153,7 @@ class Hostile(Checker):
         known = {STEADY_DIGEST: (STEADY_DATA, 0), _digest(snapshot): (snapshot, off)}
         found = known.get(pb.FetchSnapshotRequest.FromString(data).digest)
         if found is None:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "There is no such release.")
+            context.set_code(grpc.StatusCode.NOT_FOUND)
             return
         size = min(max(len(found[0]) + found[1], -(2**63)), 2**63 - 1)
         for start in range(0, len(found[0]), chunk):
@@ -163,7 +163,6 @@ class Hostile(Checker):
 @contextlib.contextmanager
 def hostile() -> Iterator[Checker]:
     """For a target's `opened`."""
-    logging.getLogger("grpc._cython").setLevel(logging.CRITICAL)
     loop = Loop()
     stack = contextlib.AsyncExitStack()
     try:
@@ -173,6 +172,15 @@ def hostile() -> Iterator[Checker]:
         loop.close()
 
 
-PINNED = [([b"\xff\xff"], GOOD[0], 0, 1000)]
+def _limited(rate: float, burst: int = 0) -> bytes:
+    limit = tokens_pb2.RateLimit(requests_per_second=rate, burst=burst)
+    token = tokens_pb2.TokenVerifier(token_id="a" * 16, secret_hash=b"", role=tokens_pb2.Token.ADMIN, rate_limit=limit)
+    return pb.SyncResponse(update=pb.SyncResponse.Update(revision=2, tokens=[token])).SerializeToString()
 
-TARGETS = [Target(name="sync", cases=_cases(), opened=hostile, share=15_000, case_seconds=60, pinned=PINNED)]
+
+PINNED = [
+    ([b"\xff\xff"], GOOD[0], 0, 1000),
+    *(([_limited(rate, burst)], DATA, 0, 1000) for rate in (0.0, float("inf"), float("nan"), -1.0) for burst in (0, -1)),
+]
+
+TARGETS = [Target(name="sync", cases=_cases(), opened=hostile, share=10_000, case_seconds=60, pinned=PINNED)]
