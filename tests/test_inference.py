@@ -53,6 +53,25 @@ async def test_prompts_are_templates_and_the_output_is_the_text(upstream: Script
     assert upstream.seen[0][2]["authorization"] == f"Bearer {KEY}"
 
 
+async def test_models_are_told_the_fields_of_a_schema_in_the_order_of_required(upstream: ScriptedUpstream, clients: Clients):
+    fields = ["why", "label", "about", "zeal", "colour", "age"]
+    inner = {"type": "object", "required": fields, "properties": {name: {"type": "string"} for name in ["more", *sorted(fields)]}}
+    odd = {"enum": [{"properties": {"a": 1}, "required": [["a"], 1]}]}
+    schema = {
+        "type": "object",
+        "required": ["x", "list"],
+        "properties": {"list": {"type": "array", "items": inner}, "odd": odd, "x": inner},
+    }
+    value = {"x": dict.fromkeys(fields, ""), "list": []}
+    upstream.completions = [json.dumps(value)]
+    assert await run(asking(upstream.url, prompt="Hi", response_schema=schema), running(clients)) == value
+    told = sent(upstream)[0]["response_format"]["json_schema"]["schema"]
+    assert told == schema
+    assert list(told["properties"]) == ["x", "list", "odd"]
+    assert list(told["properties"]["x"]["properties"]) == [*fields, "more"]
+    assert list(told["properties"]["list"]["items"]["properties"]) == [*fields, "more"]
+
+
 async def test_without_a_prompt_the_chat_history_of_the_input_is_sent(upstream: ScriptedUpstream, clients: Clients):
     upstream.completions = ["yes"]
     history = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]

@@ -74,7 +74,7 @@ class _Conversation:
             parameters["max_tokens"] = inference.max_tokens
         if inference.HasField("response_schema"):
             self._schema = compile_schema(inference.response_schema)
-            named = {"name": "answer", "schema": self._schema.source, "strict": True}
+            named = {"name": "answer", "schema": _in_order(self._schema.source), "strict": True}
             parameters["response_format"] = {"type": "json_schema", "json_schema": named}
         described = []
         for name in inference.tools:
@@ -188,8 +188,22 @@ def _arguments(told: str | dict[str, Any] | None) -> Any:
 
 def _described(tool: Tool) -> dict[str, Any]:
     """A tool as models are told of it."""
-    schema = from_struct(tool.input_schema) if tool.HasField("input_schema") else {"type": "object"}
+    schema = _in_order(from_struct(tool.input_schema)) if tool.HasField("input_schema") else {"type": "object"}
     return {"type": "function", "function": {"name": tool.name, "description": tool.description, "parameters": schema}}
+
+
+def _in_order(schema: Any) -> Any:
+    """With `properties` in the order of `required`, the others behind: models write fields in that order, and a Struct keeps none."""
+    if isinstance(schema, list):
+        return [_in_order(inner) for inner in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: _in_order(schema[key]) for key in sorted(schema)}
+    properties, required = found.get("properties"), found.get("required")
+    if isinstance(properties, dict) and isinstance(required, list):
+        first = [name for name in required if isinstance(name, str) and name in properties]
+        found["properties"] = {name: properties[name] for name in dict.fromkeys([*first, *properties])}
+    return found
 
 
 def _parsed(text: str, schema: Schema) -> tuple[Any, str]:

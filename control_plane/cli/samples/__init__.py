@@ -67,7 +67,7 @@ SAMPLES = {
             ("model", "tools", "caller"),
             (
                 ("ask", '{"question": "Where is order 1234?"}', "the model writes the arguments"),
-                ("agent", '{"question": "Where is order 1234, and have you a lamp?"}', "the model calls the tools"),
+                ("agent", '{"question": "Where is order 1234, and have you a lamp?"}', "a model that can call tools, here a scripted one"),
             ),
             streams=("agent",),
             extra="mcp",
