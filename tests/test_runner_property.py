@@ -8,6 +8,7 @@ from google.protobuf import json_format
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
+from data_plane.events import Event
 from data_plane.loaded import compile_release
 from data_plane.pipeline import Run, Trigger, run
 from data_plane.secrets import Secrets
@@ -23,15 +24,15 @@ OWN_MOMENT, OWN_TIMEOUT, OWN_DEADLINE = 0.0001, 0.00003, 0.000005
 
 
 # Most of them such that the pipeline goes on: there is more to be seen then.
-CONDITIONS = st.sampled_from([None] * 15 + ["true", "false", "input.n > 1", "size(steps) < 2", *EXPRESSIONS])
-VALUES = st.sampled_from(["input.n", "environment", "size(steps)", "{'all': steps}"] * 5 + [*EXPRESSIONS])
-ARGUMENTS = st.sampled_from(["{'all': steps}"] * 10 + ["input.missing", "3"])
+CONDITIONS = st.sampled_from([None] * 60 + ["true", "false", "input.n > 1", "size(steps) < 2", *EXPRESSIONS])
+VALUES = st.sampled_from(["input.n", "environment", "size(steps)", "{'all': steps}"] * 12 + [*EXPRESSIONS])
+ARGUMENTS = st.sampled_from(["{'all': steps}"] * 30 + ["input.missing", "3"])
 SECONDS = st.sampled_from([0.01, 0.05, 0.3, 2.0])
 OK = st.builds(Answer, st.just("ok"), SECONDS, st.just(0.0))
 FAILS = st.builds(Answer, st.sampled_from(["503", "503", "lost", "404", "defect"]), SECONDS, st.just(0.0))
 ASKS_TO_WAIT = st.builds(Answer, st.just("429"), SECONDS, st.sampled_from([0.0, 1.0, 60.0]))
 HANGS = st.just(Answer("ok", NEVER))
-ANSWERS = st.one_of(OK, OK, FAILS, ASKS_TO_WAIT, HANGS)
+ANSWERS = st.one_of(OK, OK, OK, FAILS, ASKS_TO_WAIT, HANGS)
 
 
 @st.composite
@@ -108,6 +109,12 @@ def by_the_reference(pipeline: dict[str, Any], interpreter: Interpreter) -> list
     return [Ended("INTERNAL") if ended.reason == "INTERNAL" else ended for ended in found]
 
 
+def told(events: list[Event], name: str, *more: str) -> list[Any]:
+    """The step of each event of that name, with more of what it says."""
+    found = [event.data for event in events if event.name == name]
+    return [(data["step"], *(data[key] for key in more)) for data in found] if more else [data["step"] for data in found]
+
+
 @settings(max_examples=1000)
 @given(pipelines(), st.integers(0, 3), st.sampled_from([60.0, 0.4, 2.5]))
 def test_the_runner_does_what_the_reference_does(pipeline: dict[str, Any], n: int, seconds: float) -> None:
@@ -118,8 +125,12 @@ def test_the_runner_does_what_the_reference_does(pipeline: dict[str, Any], n: in
     clock = ClockThatNeverWaits()
     answers = {step["name"]: step["answers"] for stage in pipeline["stages"] for step in stage["steps"] if "answers" in step}
     trigger = Trigger(execution_id="x", app="shop", environment="staging", release="v1", input={"n": n}, deadline=seconds)
-    running = Run(trigger, clients_of(ScriptedTools(answers)), jitter=lambda _low, high: high)
+    events: list[Event] = []
+    running = Run(trigger, clients_of(ScriptedTools(answers)), emit=events.append, jitter=lambda _low, high: high)
     with clock.running() as runner:
         found = runner.run(by_the_runner(pipeline, running))
     recorded = [(record.name, record.outcome, record.attempts) for record in running.steps]
     assert (found in expected, sorted(recorded)) == (True, sorted(interpreter.record)), (found, expected)
+    # Those who listen are told the same, of every step that was begun.
+    assert told(events, "step_started") == [record.name for record in running.steps if record.attempts]
+    assert sorted(told(events, "step_finished", "outcome", "attempts")) == sorted(one for one in recorded if one[2])
