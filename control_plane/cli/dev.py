@@ -70,7 +70,7 @@ def command(sample: str, data_dir: Path, app_file: Path | None, app: str | None,
         try:
             services = {name: _serve(stack, data_dir, name, ports[f"{name}_port"]) for name in chosen.services}
             control_plane, gateway = _start(stack, data_dir, ports)
-        except ChildFailedError as error:
+        except (ChildFailedError, OSError) as error:
             raise click.ClickException(str(error)) from error
         if app_file is None:
             file = data_dir / f"{app}.yaml"
