@@ -16,6 +16,7 @@ import pytest
 import pytest_asyncio
 from hypothesis import HealthCheck, settings
 
+from pointsman.logs import show_no_variables
 from tests.clients import ControlPlane, Gateway, control_plane_client, gateway_client
 from tests.eventually import eventually
 from tests.postgres_server import postgres_server
@@ -26,6 +27,8 @@ __all__ = ["postgres_server"]
 # That a machine is busy says nothing of an example.
 settings.register_profile("pointsman", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("pointsman")
+# As in the servers.
+show_no_variables()
 
 # What a test needs beyond the runtime dependencies: name, how it is found, what is missing without it.
 OPTIONAL_PROGRAMS = {

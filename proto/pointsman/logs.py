@@ -15,6 +15,7 @@ FORMATS = ("text", "json")
 def configure(log_format: str = "text", more: Sequence[Processor] = ()) -> None:
     """Once, at the start. `more` add what they know of the moment in which a line is written."""
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    show_no_variables()
     if log_format == "text":
         structlog.configure(processors=[*more, *structlog.get_config()["processors"]])
         return
@@ -32,3 +33,8 @@ def configure(log_format: str = "text", more: Sequence[Processor] = ()) -> None:
     ours = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=facts, processors=[ours, render]))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
+
+
+def show_no_variables() -> None:
+    """Tracebacks as Python writes them. structlog's own show every local variable, which may be a secret, and take seconds to be made."""
+    structlog.dev.ConsoleRenderer.get_active().exception_formatter = structlog.dev.plain_traceback
