@@ -240,9 +240,12 @@ def test_lists_and_mappings_of_values_keep_every_entry(tmp_path):
 
 
 def test_whole_numbers_are_written_as_such():
-    schema = {"minimum": 3, "maximum": 2.5, "multipleOf": -1.0, "const": 1e300}
+    schema = {"minimum": 3, "maximum": 2.5, "multipleOf": -1.0, "const": 1e300, "default": -0.0}
     parsed = json_format.ParseDict({"endpoints": [{"input_schema": schema}]}, AppConfig())
-    assert as_yaml(plain(parsed)["endpoints"][0]["input_schema"]) == "const: 1.0e+300\nmaximum: 2.5\nminimum: 3\nmultipleOf: -1\n"
+    assert (
+        as_yaml(plain(parsed)["endpoints"][0]["input_schema"])
+        == "const: 1.0e+300\ndefault: -0.0\nmaximum: 2.5\nminimum: 3\nmultipleOf: -1\n"
+    )
 
 
 async def test_validate_reads_the_standard_input_and_knows_the_sample():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import yaml
@@ -38,7 +39,8 @@ def ordered(descriptor: Any, found: dict[str, Any]) -> dict[str, Any]:
 def _sorted(value: Any) -> Any:
     """As it was written, too: a Struct has only doubles, and 3 is not 3.0 for people."""
     if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_EXACT_INTEGER:
-        return int(value)
+        # An int has no -0.0.
+        return int(value) if value or math.copysign(1, value) > 0 else value
     if isinstance(value, dict):
         return {key: _sorted(value[key]) for key in sorted(value)}
     return [_sorted(item) for item in value] if isinstance(value, list) else value
