@@ -85,3 +85,27 @@ def test_what_is_common_is_done_by_a_closure(source, monkeypatch):
     expression = compile_expression(source)
     monkeypatch.setattr(Expression, "evaluate_by_library", lambda *_: pytest.fail("the library was asked"))
     expression.evaluate({"input": {"a": "x"}, "steps": {"s": 1}, "environment": "e", "release": "r"})
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        list(range(100)),
+        [*range(100), 2**63],
+        [-(2**63) - 1, *range(100)],
+        [*range(100), True],
+        [1.5, *range(100)],
+        ["ab"] * 100,
+        [*["ab"] * 100, None],
+        [*["ab"] * 100, {"a": ["b"]}],
+        [*range(100), (1, 2)],
+        {f"k{number}": number for number in range(100)},
+        ["x" * 200_000] * 100,
+        {f"k{number}": "x" * 200_000 for number in range(100)},
+    ],
+    ids=lambda items: str(items)[-20:],
+)
+def test_the_two_agree_on_many_items(items):
+    expression = compile_expression("[input.items, 1]")
+    variables = {"input": {"items": items}, "steps": {}, "environment": "a", "release": "v1"}
+    assert outcome(expression.evaluate, variables) == outcome(expression.evaluate_by_library, variables)

@@ -8,13 +8,14 @@ test holds the two against each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from pointsman.values import ELEMENT_SIZE, MAX_NESTING, MAX_VALUE_SIZE
 
 Closure = Callable[[Mapping[str, Any]], Any]
 
+MANY = 64
 MIN_INT, MAX_INT = -(2**63), 2**63 - 1
 _SCALARS = frozenset({bool, float, str, type(None)})
 _CONTAINERS = frozenset({dict, list})
@@ -67,14 +68,26 @@ def _check(value: Any, nesting: int, room: int) -> int:
                 raise NotPlainError
             room -= len(key)
         value = value.values()
-    for item in value:
+    room = _check_items(value, nesting - 1, room)
+    if room < 0:
+        raise TooLargeError
+    return room
+
+
+def _check_items(items: Collection[Any], nesting: int, room: int) -> int:
+    if len(items) > MANY:
+        # A million numbers or texts, looked at one by one, would hold up everything else.
+        kinds = set(map(type, items))
+        if kinds == {str}:
+            return room - sum(map(len, items))
+        if kinds == {int} and min(items) >= MIN_INT and max(items) <= MAX_INT:
+            return room
+    for item in items:
         kind = type(item)
         if kind is str:
             room -= len(item)
         elif kind not in _SCALARS:
-            room = _check(item, nesting - 1, room)
-    if room < 0:
-        raise TooLargeError
+            room = _check(item, nesting, room)
     return room
 
 
