@@ -15,7 +15,19 @@ from pathlib import Path
 
 from tests.fuzz.engine import HEADING, Target, run_all
 
-MODULES = ("expressions", "snapshots", "app_files", "values", "grpc_calls", "http_requests", "streams", "page_tokens", "sync", "disk")
+MODULES = (
+    "expressions",
+    "snapshots",
+    "app_files",
+    "values",
+    "grpc_calls",
+    "http_requests",
+    "streams",
+    "page_tokens",
+    "sync",
+    "disk",
+    "floods",
+)
 
 
 def targets() -> dict[str, Target]:
