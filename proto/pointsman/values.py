@@ -101,10 +101,15 @@ def decode_json(data: bytes, *, unique_keys: bool = False) -> Any:
         raise ValueError(NUL_REFUSED)
     if _MANY_DIGITS in data.translate(_ANY_DIGIT) and has_long_integer(found):
         raise ValueError(INTEGER_REFUSED)
-    if unique_keys and (b"\\u003" in data or data.count(b":") != msgspec.json.encode(found).count(b":")):
-        # A key that was dropped took its colon along; one that is escaped is counted nowhere, so it is looked at too.
-        json.loads(data, object_pairs_hook=_unique)
+    if unique_keys and not (type(found) is dict and len(found) == data.count(b":")):
+        _check_unique(data, found)
     return found
+
+
+def _check_unique(data: bytes, found: Any) -> None:
+    # A key that was dropped took its colon along; one that is escaped is counted nowhere, so it is looked at too.
+    if data.count(b":") != msgspec.json.encode(found).count(b":") or b"\\u003" in data:
+        json.loads(data, object_pairs_hook=_unique)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> None:
