@@ -37,7 +37,7 @@ from pointsman.errors import (
     Violation,
 )
 from pointsman.metrics import CONTENT_TYPE
-from pointsman.values import decode_json
+from pointsman.values import NUL_REFUSED, decode_json, has_nul
 from pointsman.web import error_body, error_headers
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
@@ -347,6 +347,11 @@ def _body(body: bytes) -> Any:
 
 
 def _query(query: bytes) -> dict[str, Any]:
-    """The input of a GET endpoint, still text; a parameter that is repeated is a list."""
-    parameters = parse_qs(query.decode("latin-1"), keep_blank_values=True)
+    """The input of a GET endpoint, still text; a parameter that is repeated is a list. Raises InvalidInput."""
+    try:
+        parameters = parse_qs(query.decode(), keep_blank_values=True, errors="strict")
+    except UnicodeDecodeError as error:
+        raise InvalidInput([Violation("", f"the query is not UTF-8: {error}")]) from None
+    if has_nul(parameters):
+        raise InvalidInput([Violation("", f"the query {NUL_REFUSED}")])
     return {name: values[0] if len(values) == 1 else values for name, values in parameters.items()}

@@ -120,7 +120,10 @@ async def test_without_an_environment_the_default_one_answers_and_an_empty_body_
 async def test_a_get_endpoint_takes_the_query_as_its_schema_says(door):
     response = await door.http.get("/v1/trigger/things/find?message=7&n=7&flag=true&tags=a&other=1&twice=1&twice=2")
     assert response.json() == {"message": "7", "n": 7, "flag": True, "tags": ["a"], "other": "1", "twice": ["1", "2"]}
-    await door.refused(400, "INVALID_INPUT", "GET", "/v1/trigger/things/find?n=many")
+    assert (await door.http.get("/v1/trigger/things/find?message=%C3%A9")).json() == {"message": "é"}
+    for query, says in (("n=many", "is not of type"), ("message=a%00", "has the character NUL"), ("message=%FF", "the query is not UTF-8")):
+        response = await door.refused(400, "INVALID_INPUT", "GET", f"/v1/trigger/things/find?{query}")
+        assert says in response.json()["message"]
 
 
 async def test_a_wrong_method_names_the_right_one(door):
