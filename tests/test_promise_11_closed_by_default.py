@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import json
+import pkgutil
 import sqlite3
 import time
 
@@ -12,6 +14,7 @@ import grpc
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool
 
+import pointsman.v1
 from control_plane.model import Role
 from control_plane.roles import ROLES
 from pointsman.tokens import token_id_of
@@ -33,6 +36,9 @@ def shown(secret):
 
 def methods():
     """(service, method, whether the request is a stream, whether the response is one), of everything that the control plane offers."""
+    for module in pkgutil.iter_modules(pointsman.v1.__path__, "pointsman.v1."):
+        # The pool knows what was imported.
+        importlib.import_module(module.name)
     pool = descriptor_pool.Default()
     names = sorted({f"pointsman.v1.{service}" for service in ROLES if service != "ServerReflection"})
     found = []
