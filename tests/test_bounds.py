@@ -117,6 +117,35 @@ def test_long_tags_are_refused(source):
         compile_template(source)
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ input.pop('a') }}",
+        "{{ input.l.append(1) }}",
+        "{{ input\n.l . extend ( input.l ) }}",
+        "{{ input.l[0].clear() }}",
+        "{{ input.copy().update(a=1) }}",
+        "{% set f = input.pop %}{{ f('a') }}",
+        "{{ input['pop']('a') }}",
+        "{{ (input|attr('pop'))('a') }}",
+        "{{ input.pop }}",
+        "{{ input[input.a] }}",
+    ],
+)
+def test_a_template_changes_nothing_and_sees_nothing_of_python(source):
+    value = {"a": "pop", "l": [{"b": 2}]}
+    with pytest.raises(ExpressionError, match=r"there is no method|undefined"):
+        compile_template(source).render({"input": value})
+    assert value == {"a": "pop", "l": [{"b": 2}]}
+
+
+def test_a_template_may_look_by_methods():
+    source = "{% for k, v in input.items() %}{{ k }}={{ v }};{% endfor %}{{ input.get('b', 0) }} {{ input.l.count(1) }} {{ input|tojson }} {{ input.items }}"
+    assert compile_template(source).render({"input": {"a": "x", "l": [1, 1]}}) == 'a=x;l=[1, 1];0 2 {"a": "x", "l": [1, 1]} items()'
+    with pytest.raises(ExpressionError, match="called a method: get expected"):
+        compile_template("{{ input.get() }}").render({"input": {}})
+
+
 def test_many_branches_are_refused():
     with pytest.raises(ExpressionError, match="has 501 branches; at most 500"):
         compile_template("{% if 1 %}" + "{% elif 1 %}" * 501 + "{% endif %}")

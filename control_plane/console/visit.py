@@ -84,8 +84,8 @@ class Visit:
         """What the page that was made told."""
 
     def part(self, name: str) -> str:
-        """A part of the path."""
-        return str(self._request.path_params[name])
+        """A part of the path, without the zeros that PostgreSQL does not take."""
+        return str(self._request.path_params[name]).replace("\0", "")
 
     def asked(self, name: str) -> str:
         """A value of the query, without surrounding spaces, and without the zeros that PostgreSQL does not take."""

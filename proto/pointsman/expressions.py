@@ -28,6 +28,7 @@ from cel_expr_python.ext.ext_strings import ExtStrings
 from pointsman import syntax
 from pointsman.bounds import MAX_GROWTH, expression_problem, growth_of, has_optional, multiplies, template_problem
 from pointsman.closures import NotPlainError, TooLargeError, compile_closure
+from pointsman.fixed import fixed, needs_fixed
 from pointsman.values import ELEMENT_SIZE, MAX_NESTING, MAX_VALUE_SIZE, NESTING_REFUSED, SIZE_REFUSED
 
 KIB = 1024
@@ -124,12 +125,13 @@ class Expression:
 class Template:
     """A template that was found good. Immutable; may be rendered on any thread."""
 
-    __slots__ = ("_environment", "_is_text", "_quote_url", "source", "steps", "variables")
+    __slots__ = ("_environment", "_is_text", "_needs_fixed", "_quote_url", "source", "steps", "variables")
 
     def __init__(self, source: str, names: Collection[str], *, quote_url: bool) -> None:
         self.source = source
         self._quote_url = quote_url
         self._is_text = not _TAG.search(source)
+        self._needs_fixed = needs_fixed(source)
         # Made at the first use, in some 15 microseconds: it takes 15 KB, and a gateway holds thousands of templates that wait for theirs.
         self._environment: minijinja.Environment | None = None
         self.variables = frozenset(name.split(".")[0] for name in names)
@@ -147,11 +149,13 @@ class Template:
             return self.source
         environment = self._environment = self._environment or _environment_of(self.source, quote_url=self._quote_url)
         try:
-            text = environment.render_template("template", **variables)
+            text = environment.render_template("template", **(fixed(variables) if self._needs_fixed else variables))
         except minijinja.TemplateError as error:
             raise ExpressionError(_first_line(error.message)) from None
         except _NotForUrlError as error:
             raise ExpressionError(str(error)) from None
+        except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
+            raise ExpressionError(f"called a method: {_first_line(str(error))}") from None
         if len(text) > MAX_RENDERED_BYTES:
             raise ExpressionError(f"gave {len(text)} characters; at most {MAX_RENDERED_BYTES} are allowed")
         return text

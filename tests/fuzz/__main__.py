@@ -11,6 +11,7 @@ import random
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.fuzz.engine import HEADING, Target, run_all
@@ -27,7 +28,11 @@ MODULES = (
     "sync",
     "disk",
     "floods",
+    "postgres",
 )
+# Few, so that neither side of a conversation waits for a processor long.
+JOBS = 2
+MAX_TOLD_CHARS = 20_000
 
 
 def targets() -> dict[str, Target]:
@@ -58,12 +63,18 @@ def main() -> None:
         results = run_all(chosen, lambda target: max(1, round(target.share * part)), seed, given.trace)
         sys.exit(any(result.failures for result in results))
     print(f"seed {seed}", HEADING, sep="\n", flush=True)
-    failed = [target.name for target in chosen if _child(target, max(1, round(target.share * part)), seed)]
+    failed = []
+    with ThreadPoolExecutor(JOBS) as jobs:
+        running = [jobs.submit(_child, target, max(1, round(target.share * part)), seed) for target in chosen]
+        for target, job in zip(chosen, running, strict=True):
+            told, did_fail = job.result()
+            print(told, flush=True)
+            failed += [target.name] if did_fail else []
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
 
 
-def _child(target: Target, cases: int, seed: int) -> bool:
-    """Whether it failed. What ended the process is shown."""
+def _child(target: Target, cases: int, seed: int) -> tuple[str, bool]:
+    """What to print, with what ended the process if something did; and whether anything failed."""
     with tempfile.TemporaryDirectory(prefix="pointsman-fuzz-") as folder:
         trace = Path(folder, "case")
         command = [
@@ -79,12 +90,14 @@ def _child(target: Target, cases: int, seed: int) -> bool:
             "--trace",
             str(trace),
         ]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-        rows = done.stdout.splitlines()[2:]
-        print(*rows, sep="\n", flush=True)
-        if not rows:
-            print(f"{target.name} ended with status {done.returncode} at the case\n{trace.read_text()[:20_000]}", flush=True)
-    return done.returncode != 0
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        told = done.stdout.splitlines()[2:]
+        if done.returncode:
+            told.append(done.stderr[-MAX_TOLD_CHARS:])
+        if not done.stdout.splitlines()[2:]:
+            last = trace.read_text()[:MAX_TOLD_CHARS] if trace.exists() else "none"
+            told.append(f"{target.name} ended with status {done.returncode} at the case {last}")
+    return "\n".join(told), done.returncode != 0
 
 
 if __name__ == "__main__":

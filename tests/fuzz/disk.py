@@ -195,4 +195,4 @@ def _json(plain: Any) -> bytes:
 
 PINNED = [({}, {"0000000000000001-5.executions": zlib.crc32(b"\xff").to_bytes(4) + b"\xff"})]
 
-TARGETS = [Target(name="disk", cases=CASES, opened=on_disk, share=10_000, case_seconds=30, pinned=PINNED)]
+TARGETS = [Target(name="disk", cases=CASES, opened=on_disk, share=7_000, case_seconds=30, pinned=PINNED)]

@@ -51,6 +51,7 @@ TEMPLATE_FORMS = [
     "{0}[{1}]", "{0}[{1}:{1}]", "{0}[::{1}]", "not {0}", "-{0}", "[{0}, {1}]", "{{'k': {0}}}", "range({0})", "range({0}, {1}, {0})", "dict(a={0})", "lipsum({0})",
     "{0}|{3}", "{0}|{3}({1})", "{0}|{3}({1}, {0})", "{0}|{3}(indent={1})", "{0}|{3}(width={1})", "{0}|{3}(precision={1})", "{0}|{3}(count={1})", "{0}|{3}(attribute={1})",
     "{0}|{3}(length={1})", "{0}|{3}(default={1})", "{0}|{3}(reverse={1})", "{0}|{3}('xxxxxxxxxx', {1})", "{0}|tojson(indent={1})", "{0}|indent({1}, true, true)",
+    "input.pop({0})", "input.l.append({0})", "input.l.extend(input.l)", "input.m.update({0})", "{0}.get({1})", "{0}.items()", "{0}.copy()", "{0}.index({1})", "input . clear ( )", "{0}.nothing({1}, {0})", "{0}.pop", "(input|attr({1}))({0})", "input[{0}]({1})",
 ]  # fmt: skip
 TESTS = st.sampled_from(
     [
@@ -140,13 +141,16 @@ def check_expression(case: tuple[str, Any]) -> None:
 
 
 def check_template(case: tuple[str, bool, Any]) -> None:
-    """It is refused when it is made, or gives text, or an error for a person."""
+    """It is refused when it is made, or gives text, or an error for a person; it changes nothing that later steps see."""
     source, quote, given = case
+    variables = {**VARIABLES, "input": {**VARIABLES["input"], "g": given}}
+    before = repr(variables)
     try:
-        template = compile_template(source, variables=TOOL_VARIABLES, quote_url=quote)
-        assert isinstance(template.render({**VARIABLES, "input": {**VARIABLES["input"], "g": given}}), str)
+        text = compile_template(source, variables=TOOL_VARIABLES, quote_url=quote).render(variables)
+        assert " object at 0x" not in text
     except ExpressionError as error:
         _is_for_people(error)
+    assert repr(variables) == before
 
 
 def _is_json(value: Any) -> None:
@@ -189,6 +193,14 @@ PINNED_TEMPLATES = [
     "{{ '}}'" + "~1" * 60_000 + " }}",
     "{% if 1 %}" + "{% elif 1 %}" * 20_000 + "{% endif %}",
     "{{ input|tojson(1, 2) }}",
+    # It had the attributes of Python's own dicts and lists.
+    "{{ input.pop('a') }}",
+    "{{ input.pop }}{{ input.items }}",
+    "{% set f = input|attr('pop') %}{{ f('a') }}",
+    "{{ input['pop']('a') }}",
+    "{{ input.nothing() }}",
+    "{{ input.get() }}",
+    "{% for i in range(60) %}{{ input.l.extend(input.l) }}{% endfor %}",
     "{{ 'a\"'" + "|tojson" * 60 + " }}",
 ]
 

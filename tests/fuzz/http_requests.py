@@ -230,7 +230,7 @@ def check_triggers(site: Site, cases: list[Any]) -> None:
 
 
 TARGETS = [
-    Target(name="http_heads", cases=st.lists(st.tuples(st.booleans(), RAW), min_size=6, max_size=16), opened=on_site(check_heads), share=20_000, alone=False, case_seconds=30),
+    Target(name="http_heads", cases=st.lists(st.tuples(st.booleans(), RAW), min_size=6, max_size=16), opened=on_site(check_heads), share=15_000, alone=False, case_seconds=30),
     Target(name="http_triggers", cases=TRIGGERS, opened=on_site(check_triggers), share=20_000, alone=False, case_seconds=30),
     Target(name="console_pages", cases=LOOKS, opened=on_site(check_looks), share=8_000, alone=False, case_seconds=30),
     Target(name="console_forms", cases=SENDS, opened=on_site(check_sends), share=8_000, alone=False, case_seconds=30),

@@ -30,6 +30,7 @@ from pointsman.v1 import (
     tokens_pb2_grpc,
 )
 from tests.fuzz.engine import Checker
+from tests.postgres_server import running_postgres
 from tests.processes import Server, start_control_plane, start_gateway
 from tests.sample_apps import marked
 
@@ -61,11 +62,12 @@ class Loop:
 class Site:
     """A control plane and a gateway; the app `steady` in the environment `calm` is nobody's to touch."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *flags: str) -> None:
+        """The flags are the control plane's."""
         self.loop = Loop()
         self._closing = contextlib.AsyncExitStack()
         secret_file = folder / "token"
-        self.control_plane: Server = self._open(start_control_plane(folder, "--bootstrap-token-file", str(secret_file)))
+        self.control_plane: Server = self._open(start_control_plane(folder, "--bootstrap-token-file", str(secret_file), *flags))
         self.secret = secret_file.read_text().strip()
         self.metadata = (("authorization", f"Bearer {self.secret}"),)
         self.channel = grpc.insecure_channel(self.control_plane.grpc)
@@ -146,11 +148,17 @@ class Site:
 
 
 @functools.cache
-def site() -> Site:
+def site(*, on_postgres: bool = False) -> Site:
     """Opened once in a process, closed at its end."""
     folder = tempfile.TemporaryDirectory(prefix="pointsman-fuzz-")
     atexit.register(folder.cleanup)
-    found = Site(Path(folder.name))
+    flags = []
+    if on_postgres:
+        running = contextlib.ExitStack()
+        server = running.enter_context(running_postgres("fsync=off"))
+        atexit.register(running.close)
+        flags = ["--store", server.url(server.new_database())]
+    found = Site(Path(folder.name), *flags)
     atexit.register(found.close)
     return found
 
@@ -158,8 +166,8 @@ def site() -> Site:
 class SiteChecker(Checker):
     """A property of both servers. An example is several cases, at the same time."""
 
-    def __init__(self, check: Callable[[Site, Any], None], settled: Callable[[Site], None]) -> None:
-        self._site = site()
+    def __init__(self, found: Site, check: Callable[[Site, Any], None], settled: Callable[[Site], None]) -> None:
+        self._site = found
         self._settled = settled
         super().__init__(functools.partial(check, self._site))
 
@@ -184,6 +192,16 @@ def on_site(
 
     @contextlib.contextmanager
     def opened() -> Iterator[Checker]:
-        yield SiteChecker(check, settled)
+        yield SiteChecker(site(), check, settled)
+
+    return opened
+
+
+def on_postgres(check: Callable[[Site, Any], None]) -> Callable[[], AbstractContextManager[Checker]]:
+    """The same with a control plane on PostgreSQL."""
+
+    @contextlib.contextmanager
+    def opened() -> Iterator[Checker]:
+        yield SiteChecker(site(on_postgres=True), check, lambda _site: None)
 
     return opened

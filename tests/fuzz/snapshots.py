@@ -56,6 +56,6 @@ def _long_timeouts() -> bytes:
 
 
 TARGETS = [
-    Target(name="snapshots", cases=SNAPSHOTS, opened=pure(check_snapshot), share=15_000, pinned=[_long_timeouts()]),
+    Target(name="snapshots", cases=SNAPSHOTS, opened=pure(check_snapshot), share=12_000, pinned=[_long_timeouts()]),
     Target(name="rules", cases=CONFIGS, opened=pure(check_rules), share=5_000),
 ]

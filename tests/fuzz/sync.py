@@ -183,4 +183,4 @@ PINNED = [
     *(([_limited(rate, burst)], DATA, 0, 1000) for rate in (0.0, float("inf"), float("nan"), -1.0) for burst in (0, -1)),
 ]
 
-TARGETS = [Target(name="sync", cases=_cases(), opened=hostile, share=10_000, case_seconds=60, pinned=PINNED)]
+TARGETS = [Target(name="sync", cases=_cases(), opened=hostile, share=6_000, case_seconds=60, pinned=PINNED)]

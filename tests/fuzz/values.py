@@ -116,7 +116,7 @@ def check_headers(case: tuple[str, str, str]) -> None:
 
 TARGETS = [
     Target(name="json", cases=BODIES, opened=pure(check_body), share=20_000),
-    Target(name="schemas", cases=st.tuples(SCHEMAS, JSON), opened=pure(check_schema), share=10_000),
+    Target(name="schemas", cases=st.tuples(SCHEMAS, JSON), opened=pure(check_schema), share=8_000),
     Target(name="structs", cases=messages(Struct.DESCRIPTOR, 6), opened=pure(check_struct), share=5_000),
     Target(name="headers", cases=st.tuples(HEADERS, TRACES, TEXT), opened=pure(check_headers), share=20_000),
 ]
