@@ -68,6 +68,9 @@ from pointsman.v1 import (
 )
 from pointsman.web import HttpServer
 
+# All gateways may share one token.
+OF_GATEWAYS = [f"/pointsman.v1.GatewayService/{method}" for method in ("Sync", "FetchSnapshot", "ReportExecutions")]
+
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Serves until stop is set; then drains: health first, watchers and gateways next, running calls, the store last."""
@@ -93,7 +96,6 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         await peers.start(gateways.answer, gateways.arrived_elsewhere)
         deployments = Deployments(store, gateways, utc_now)
         releases = Releases(store, deployments, utc_now)
-        apps, environments = Apps(store, utc_now), Environments(store, utc_now)
         tail = Tail(kept)
         closing.callback(tail.close)
         executions = Executions(store, kept, tail, utc_now)
@@ -107,12 +109,13 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         audit = Audit(store, utc_now)
         auditing = asyncio.create_task(audit.run(), name="audit")
         closing.push_async_callback(_ended, auditing)
-        grpc_server = GrpcServer(authorise=Authorisation(authority), observe=metrics.observe, refused=Refusals(audit), tls=tls)
+        admit, refused = Authorisation(authority), Refusals(audit)
+        grpc_server = GrpcServer(authorise=admit, observe=metrics.observe, refused=refused, tls=tls, uncounted=OF_GATEWAYS)
         door = _open_door(settings)
         closing.push_async_callback(door.close)
         parts = Parts(
-            apps=apps,
-            environments=environments,
+            apps=Apps(store, utc_now),
+            environments=Environments(store, utc_now),
             releases=releases,
             deployments=deployments,
             executions=executions,

@@ -7,7 +7,7 @@ from typing import Any
 
 import structlog
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
@@ -18,7 +18,7 @@ from control_plane.roles import check_method
 from control_plane.storage.base import Store
 from pointsman.errors import EndpointNotFound, Internal, PointsmanError, Unauthenticated
 from pointsman.metrics import CONTENT_TYPE
-from pointsman.web import error_body, error_headers
+from pointsman.web_errors import error_body, error_headers
 
 log = structlog.get_logger()
 
@@ -60,8 +60,12 @@ def make_app(store: Store, metrics: Metrics, authority: Authority, console: Cons
         log.error("request failed", path=request.url.path, request_id=request_id, exc_info=error)
         return _refused(Internal(request_id))
 
+    async def gone(_request: Request, _error: Exception) -> Response:
+        """Nobody reads it: the caller has left, or was told already that its request came too slowly."""
+        return Response()
+
     routes = [Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", show_metrics), *console.routes()]
-    return Starlette(routes=routes, exception_handlers={404: unknown, 405: unknown, Exception: broken})
+    return Starlette(routes=routes, exception_handlers={404: unknown, 405: unknown, ClientDisconnect: gone, Exception: broken})
 
 
 def _refused(error: PointsmanError) -> Response:

@@ -76,7 +76,7 @@ async def serve(settings: Settings, stop: asyncio.Event, *, is_worker: bool = Fa
             token=settings.token,
         )
         access = Access(holder, open_without_tokens=settings.insecure or private)
-        grpc_server = GrpcServer(reuse_port=is_worker, authorise=access.authorise, tls=tls)
+        grpc_server = GrpcServer(reuse_port=is_worker, authorise=access.authorise, tls=tls, has_deadline=False)
         heard_file = HeardFile(settings.state_dir) if settings.state_dir is not None else None
         staleness = Staleness(holder)
         readiness = _Readiness(staleness, grpc_server)
@@ -107,7 +107,7 @@ async def serve(settings: Settings, stop: asyncio.Event, *, is_worker: bool = Fa
         services = [service.full_name for service in trigger_pb2.DESCRIPTOR.services_by_name.values()]
         await grpc_server.start(settings.listen, services, serving=staleness.ready)
         closing.push_async_callback(grpc_server.stop, 0)
-        http_server = HttpServer(HttpApp(gateway, access, status, metrics), reuse_port=is_worker, tls=tls)
+        http_server = HttpServer(HttpApp(gateway, access, status, metrics, grpc_server.calls), reuse_port=is_worker, tls=tls)
         await http_server.start(settings.http)
         closing.push_async_callback(http_server.stop, 0)
         _beside(closing, "sync", sync.run)

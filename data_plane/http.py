@@ -22,7 +22,9 @@ from data_plane.record import Answer
 from data_plane.sse import KEEP_ALIVE_SECONDS, write_events
 from data_plane.status import Status
 from data_plane.streaming import told
+from data_plane.table import Verifier
 from data_plane.tracing import trace_of
+from pointsman.calls import Calls
 from pointsman.errors import (
     Behind,
     EndpointNotFound,
@@ -38,7 +40,7 @@ from pointsman.errors import (
 )
 from pointsman.metrics import CONTENT_TYPE
 from pointsman.values import NUL_REFUSED, decode_json, has_nul
-from pointsman.web import error_body, error_headers
+from pointsman.web_errors import error_body, error_headers
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 JSON_HEADERS = [(b"content-type", b"application/json")]
@@ -76,11 +78,13 @@ class _HungUpError(Exception):
 class HttpApp:
     """The ASGI app of a gateway."""
 
-    def __init__(self, gateway: Gateway, access: Access, status: Status, metrics: Metrics) -> None:
+    def __init__(self, gateway: Gateway, access: Access, status: Status, metrics: Metrics, calls: Calls | None = None) -> None:
+        """`calls`: those of both doors of the gateway."""
         self._gateway = gateway
         self._access = access
         self._status = status
         self._metrics = metrics
+        self._calls = calls or Calls()
         self._pages: dict[str, Callable[[Scope], tuple[int, Headers, bytes]]] = {
             "/livez": lambda _: (200, [(b"content-type", b"text/plain")], b"alive\n"),
             "/readyz": self._readyz,
@@ -96,36 +100,37 @@ class HttpApp:
         path: str = scope["path"]
         try:
             if path.startswith(TRIGGER_PREFIX):
-                asked, streamed = await self._asked(path[len(TRIGGER_PREFIX) :], scope, receive)
-                if streamed:
-                    await self._stream(asked, receive, send)
-                    return
-                answer = await self._trigger(asked, receive)
-                status, headers, body = 200, [*self._headers(answer), *_left(asked)], _encode(answer.output)
+                headers = _Headers(scope["headers"])
+                caller = self._access.caller(headers.text("authorization"))
+                with self._calls.one(caller.token_id if caller is not None else ""):
+                    asked = await self._asked(path[len(TRIGGER_PREFIX) :], scope, receive, headers, caller)
+                    if "text/event-stream" in headers.text("accept"):
+                        await self._stream(asked, receive, send)
+                        return
+                    answer = await self._trigger(asked, receive)
+                status, answered, body = 200, [*self._headers(answer), *_left(asked)], _encode(answer.output)
             else:
-                status, headers, body = self._page(path, scope)
+                status, answered, body = self._page(path, scope)
         except _HungUpError:
             return
         except PointsmanError as error:
-            status, headers, body = error.http_status, [*error_headers(error), *self._about(error)], error_body(error)
+            status, answered, body = error.http_status, [*error_headers(error), *self._about(error)], error_body(error)
         except Exception:
             request_id = str(uuid.uuid4())
             log.exception("request failed", path=path, request_id=request_id)
             internal = Internal(request_id)
-            status, headers, body = internal.http_status, error_headers(internal), error_body(internal)
-        headers.append((b"content-length", str(len(body)).encode()))
-        await send({"type": "http.response.start", "status": status, "headers": headers})
+            status, answered, body = internal.http_status, error_headers(internal), error_body(internal)
+        answered.append((b"content-length", str(len(body)).encode()))
+        await send({"type": "http.response.start", "status": status, "headers": answered})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
-    async def _asked(self, endpoint: str, scope: Scope, receive: Receive) -> tuple[Asked, bool]:
-        """What is asked for, and whether it shall be told as it goes.
+    async def _asked(self, endpoint: str, scope: Scope, receive: Receive, headers: _Headers, caller: Verifier | None) -> Asked:
+        """What is asked for.
 
         Raises:
-            PointsmanError: Unauthenticated, PermissionDenied, RateLimited before the body is read; InvalidInput, InvalidField, TooLarge.
+            PointsmanError: PermissionDenied, RateLimited before the body is read; InvalidInput, InvalidField, TooLarge.
         """
-        headers = _Headers(scope["headers"])
         method: str = scope["method"]
-        caller = self._access.caller(headers.text("authorization"))
         app, environment = headers.text("x-app") or only_app(caller), headers.text("x-environment")
         asked = partial(
             Asked,
@@ -145,7 +150,7 @@ class HttpApp:
         except PointsmanError as error:
             self._gateway.refuse(asked(input=None), error)
             raise
-        return asked(input=given, min_revision=min_revision, allowance=allowance), "text/event-stream" in headers.text("accept")
+        return asked(input=given, min_revision=min_revision, allowance=allowance)
 
     async def _trigger(self, asked: Asked, receive: Receive) -> Answer:
         with _Watch(receive) as watch:
@@ -296,7 +301,9 @@ class _Watch:
         running.cancel()
 
 
-_OTHER_HEADERS = frozenset({b"content-length", b"accept", b"traceparent", b"tracestate", b"idempotency-key", b"authorization"})
+_OTHER_HEADERS = frozenset(
+    {b"content-length", b"content-encoding", b"accept", b"traceparent", b"tracestate", b"idempotency-key", b"authorization"}
+)
 
 
 class _Headers:
@@ -319,7 +326,16 @@ class _Headers:
 
 
 async def _read(receive: Receive, headers: _Headers) -> bytes:
-    """The whole body. Raises TooLarge, before reading it when its length is told, and _HungUpError when it does not come whole."""
+    """The whole body.
+
+    Raises:
+        InvalidInput: it is compressed.
+        TooLarge: before reading it when its length is told.
+        _HungUpError: it does not come whole.
+    """
+    if (encoding := headers.text("content-encoding")) not in ("", "identity"):
+        refused = f"the body comes with Content-Encoding {encoding[:40]!r}, and is not unpacked; send it as it is"
+        raise InvalidInput([Violation("", refused)])
     told = headers.text("content-length")
     if told.isdecimal() and int(told) > MAX_BODY_BYTES:
         raise TooLarge("The body", limit=MAX_BODY_BYTES, given=int(told))

@@ -14,7 +14,7 @@ import grpc.aio
 import pytest
 
 from pointsman import errors
-from pointsman.serving import rich_status
+from pointsman.serving_calls import rich_status
 from pointsman.v1 import apps_pb2, apps_pb2_grpc, deployments_pb2, deployments_pb2_grpc, trigger_pb2, trigger_pb2_grpc
 from tests.clients import cli
 

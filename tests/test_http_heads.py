@@ -9,7 +9,8 @@ import json
 import pytest
 
 from pointsman.settings import Address
-from pointsman.web import MAX_HEAD_BYTES, MAX_PIPELINED, HttpServer
+from pointsman.web import HttpServer
+from pointsman.web_protocol import MAX_HEAD_BYTES, MAX_PIPELINED
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from control_plane.authority import Authority
 from control_plane.model import Token
 from control_plane.roles import check_method, check_request, has_limits
-from pointsman.serving import Check
+from pointsman.serving_calls import Check
 
 CALLER: ContextVar[Token | None] = ContextVar("caller", default=None)
 """Of the call that runs; None while there are no tokens."""

@@ -1,4 +1,4 @@
-"""The HTTP side of both servers: uvicorn inside our event loop, and the one JSON shape of errors."""
+"""The HTTP side of both servers: uvicorn inside our event loop."""
 
 from __future__ import annotations
 
@@ -7,51 +7,21 @@ import contextlib
 import math
 import socket
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from http import HTTPStatus
 from typing import Any
 
-import msgspec
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from pointsman.errors import InvalidField, PointsmanError, TooLarge, Violation
 from pointsman.serving import check_free
 from pointsman.settings import Address
 from pointsman.tls import ServerTls
+from pointsman.web_protocol import LimitedProtocol
 
 GRACEFUL_SHUTDOWN_SECONDS = 10
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2048
-# As much as gRPC's metadata may have.
-MAX_HEAD_BYTES = 64 * 1024
-# What a header costs beside its bytes, as HTTP/2 counts it (RFC 9113, section 6.5.2).
-HEADER_BYTES = 32
-# Requests that wait for their turn on one connection; hardly any client sends a second one before the answer to the first.
-MAX_PIPELINED = 32
-
-
-def error_body(error: PointsmanError) -> bytes:
-    """The error as JSON: `{"error", "message", "details", "status_code", "timestamp"}` of errors.proto."""
-    details: dict[str, Any] = dict(error.metadata)
-    if error.violations:
-        details["violations"] = [{"field": v.field, "description": v.description} for v in error.violations]
-    body = {
-        "error": error.reason_name,
-        "message": error.message,
-        "details": details,
-        "status_code": error.http_status,
-        "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-    }
-    return msgspec.json.encode(body)
-
-
-def error_headers(error: PointsmanError) -> list[tuple[bytes, bytes]]:
-    """Content type, and Retry-After in whole seconds, rounded up, where a repeat makes sense."""
-    headers = [(b"content-type", b"application/json")]
-    if error.retry_after_seconds is not None:
-        headers.append((b"retry-after", str(max(1, math.ceil(error.retry_after_seconds))).encode()))
-    return headers
+HANDSHAKE_SECONDS = 10.0
+# uvicorn ticks ten times a second.
+TICKS_BETWEEN_LOOKS = 5
 
 
 class _Server(uvicorn.Server):
@@ -61,76 +31,26 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, with a time for TLS handshakes, for which it has no setting."""
 
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's, which keeps as large a head as comes, and as many requests as are sent before the first is answered."""
+        def connection() -> asyncio.Protocol:
+            return LimitedProtocol(self.config, self.server_state, {})
 
-    _counted = 0
-    """Bytes of the URL and the headers that are known."""
-    _waited = 0
-    """Bytes since the last thing that was known."""
-    _in_head = False
-    _too_large: TooLarge | None = None
+        secure: dict[str, Any] = {"ssl_handshake_timeout": HANDSHAKE_SECONDS} if self.config.ssl is not None else {}
+        loop = asyncio.get_running_loop()
+        listen = [loop.create_server(connection, sock=sock, ssl=self.config.ssl, backlog=BACKLOG, **secure) for sock in sockets or ()]
+        self.servers = [await one for one in listen]
+        self.started = True
 
-    def data_received(self, data: bytes) -> None:
-        began = self._in_head
-        super().data_received(data)
-        self._waited = self._waited + len(data) if began and self._in_head else 0
-        if self._waited > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self._refuse(TooLarge("The head of the request", limit=MAX_HEAD_BYTES, given=f"more than {MAX_HEAD_BYTES}"))
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._in_head, self._counted = True, 0
-
-    def on_url(self, url: bytes) -> None:
-        self._count(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value) + HEADER_BYTES)
-        super().on_header(name, value)
-
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        super().on_headers_complete()
-        if len(self.pipeline) > MAX_PIPELINED:
-            self._too_large = TooLarge("The connection", limit=MAX_PIPELINED, given=len(self.pipeline), unit="requests without an answer")
-            raise self._too_large
-
-    def on_chunk_header(self) -> None:
-        """After the last chunk come headers again."""
-        self._in_head = True
-
-    def on_body(self, body: bytes) -> None:
-        self._in_head = False
-        super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        self._in_head = False
-        super().on_message_complete()
-
-    def send_400_response(self, msg: str) -> None:
-        """Called when the parser, or what it calls here, has raised."""
-        self._refuse(self._too_large or InvalidField([Violation("", f"it is not HTTP/1.1: {msg}")]))
-
-    def _count(self, size: int) -> None:
-        self._counted += size
-        self._waited = 0
-        if self._counted > MAX_HEAD_BYTES:
-            self._too_large = TooLarge("The head of the request", limit=MAX_HEAD_BYTES, given=f"more than {MAX_HEAD_BYTES}")
-            raise self._too_large
-
-    def _refuse(self, error: PointsmanError) -> None:
-        """And closes. Where an earlier request is not answered yet, nobody could tell whose answer this is."""
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.transport.abort()
-            return
-        body = error_body(error)
-        headers = [*error_headers(error), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
-        head = b"HTTP/1.1 %d %s\r\n" % (error.http_status, HTTPStatus(error.http_status).phrase.encode())
-        self.transport.write(head + b"".join(b"%s: %s\r\n" % header for header in headers) + b"\r\n" + body)
-        self.transport.close()
+    async def on_tick(self, counter: int) -> bool:
+        """Looks for connections that are overdue."""
+        if counter % TICKS_BETWEEN_LOOKS == 0:
+            now = asyncio.get_running_loop().time()
+            for connection in list(self.server_state.connections):
+                assert isinstance(connection, LimitedProtocol), "websockets are off"
+                connection.expire(now)
+        return await super().on_tick(counter)
 
 
 class HttpServer:
@@ -140,7 +60,7 @@ class HttpServer:
         config = uvicorn.Config(
             app,
             loop="none",
-            http=_Protocol,
+            http=LimitedProtocol,
             ws="none",
             lifespan="off",
             log_config=None,
