@@ -103,7 +103,7 @@ class HeardFile:
         now = self._now()
         try:
             return msgspec.json.decode(unseal(self._path.read_bytes()), type=Moment).seconds_until(now)
-        except (OSError, UnusableTableError, msgspec.DecodeError) as error:
+        except (OSError, UnusableTableError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             log.warning("it is not known when the control plane was last heard; the last change counts", problem=str(error))
         tables = [path for name in (TABLE, OLD_TABLE) if (path := self._folder / name).exists()]
         return Moment(max((path.stat().st_mtime for path in tables), default=now.wall)).seconds_until(now)

@@ -114,7 +114,7 @@ def decode(data: bytes) -> SavedTable:
     """
     try:
         return msgspec.json.decode(unseal(data), type=SavedTable)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UnusableTableError(f"it is not of this program, or of a newer one: {error}") from error
 
 

@@ -10,7 +10,7 @@ from google.protobuf import json_format
 from pointsman.rules import PATTERNS, check_config, check_request
 from pointsman.v1.apps_pb2 import UpdateDraftRequest
 from pointsman.v1.config_pb2 import AppConfig
-from pointsman.v1.deployments_pb2 import DeployRequest
+from pointsman.v1.deployments_pb2 import DeployManyRequest, DeployRequest
 from pointsman.v1.releases_pb2 import CreateReleaseRequest
 from tests.sample_apps import marked
 
@@ -251,3 +251,31 @@ def test_every_pattern_of_the_protos_has_words():
     for path in PROTOS.glob("v1/*.proto"):
         used |= set(re.findall(r'string\.pattern = "([^"]+)"', path.read_text()))
     assert used == set(PATTERNS)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "nanos", "told"),
+    [(2, 2**31 - 1, True), (2, -1, True), (-1, 5, True), (315_576_000_001, 0, True), (2, 999_999_999, False), (0, 0, False)],
+)
+def test_a_duration_that_protobuf_cannot_convert_is_refused(seconds, nanos, told):
+    request = DeployRequest(app="shop", environment="staging", release="v1")
+    request.wait.seconds, request.wait.nanos = seconds, nanos
+    found = [violation.field for violation in check_request(request) if "is no duration that protobuf has" in violation.description]
+    assert found == (["wait"] if told else [])
+
+
+def test_the_character_nul_is_refused_wherever_it_stands():
+    request = DeployManyRequest(reason="a\0b")
+    request.targets.add(app="shop", environment="staging", release="v1")
+    request.targets.add(app="shop\0", environment="staging", release="v1")
+    assert [v.field for v in check_request(request) if "NUL" in v.description] == ["targets[1].app", "reason"]
+
+
+def test_times_inside_a_config_are_looked_at_with_their_path():
+    config = AppConfig()
+    step = config.pipelines.add(name="p").stages.add(name="s").steps.add(name="a")
+    step.transform.expression = "1"
+    step.timeout.seconds, step.timeout.nanos = 1, 2**31 - 1
+    assert [v.field for v in check_config(config)] == ["pipelines[0].stages[0].steps[0].timeout"]
+    request = CreateReleaseRequest(app="shop", tag="v1", config=config)
+    assert [v.field for v in check_request(request)] == ["pipelines[0].stages[0].steps[0].timeout"]

@@ -7,9 +7,11 @@ than one field: unique names, references, expressions, templates, schemas.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from protovalidate import Validator
 
@@ -39,11 +41,18 @@ PATTERNS = {
     "^sha256:[0-9a-f]{64}$": "sha256: and 64 hex digits",
 }
 _validator = Validator()
+MAX_NANOS = 999_999_999
+# Seconds from and to, and the least nanoseconds.
+_TIMES = {
+    "google.protobuf.Duration": (-315_576_000_000, 315_576_000_000, -MAX_NANOS),
+    "google.protobuf.Timestamp": (-62_135_596_800, 253_402_300_799, 0),
+}
+_CHECKED_ELSEWHERE = frozenset({"pointsman.v1.AppConfig", "pointsman.v1.Execution"})
 
 
 def check_request(message: Message) -> list[Violation]:
     """Every rule that a request breaks. Paths inside an AppConfig have no prefix: they are those of the author's file."""
-    violations = _field_rules(message)
+    violations = [*_field_rules(message), *_nul_in(message)]
     for field, value in message.ListFields():
         if field.message_type is not None and field.message_type.full_name == AppConfig.DESCRIPTOR.full_name:
             violations += check_config(value)
@@ -94,7 +103,56 @@ def _field_rules(message: Message) -> list[Violation]:
         path = ".".join(_element(element) for element in field.elements) if field else ""
         rule = violation.proto.rule_id
         found.append(Violation(path.removesuffix(".kind"), _words(rule, violation)))
-    return found
+    return [*found, *_times(message)]
+
+
+def _nul_in(message: Message, path: str = "") -> Iterator[Violation]:
+    """Texts that PostgreSQL does not take. What is kept as bytes, as configs and executions are, may have it."""
+    for field, value in message.ListFields():
+        at = f"{path}.{field.name}" if path else field.name
+        kind = field.message_type
+        if kind is not None:
+            if kind.file.package.startswith("pointsman") and kind.full_name not in _CHECKED_ELSEWHERE and not kind.GetOptions().map_entry:
+                for index, item in enumerate(value) if field.is_repeated else [(0, value)]:
+                    yield from _nul_in(item, f"{at}[{index}]" if field.is_repeated else at)
+        elif field.type == FieldDescriptor.TYPE_STRING and any("\0" in text for text in (value if field.is_repeated else [value])):
+            yield Violation(at, "has the character NUL (U+0000), which no store takes; leave it out")
+
+
+@functools.cache
+def _timed(descriptor: Descriptor) -> tuple[FieldDescriptor, ...]:
+    """The fields that are a Duration or a Timestamp, or have one in them.
+
+    A config is checked by itself; executions come by the thousand, and are read without protobuf's conversions.
+    """
+    found = []
+    for field in descriptor.fields:
+        kind = field.message_type
+        if kind is None or kind.full_name in _CHECKED_ELSEWHERE or kind.GetOptions().map_entry:
+            continue
+        if kind.full_name in _TIMES or (kind.file.package != "google.protobuf" and _timed(kind)):
+            found.append(field)
+    return tuple(found)
+
+
+def _times(message: Message, path: str = "") -> Iterator[Violation]:
+    """Those that are none (duration.proto, timestamp.proto): all conversions of protobuf raise for them, and no rule of a field sees it."""
+    for field in _timed(message.DESCRIPTOR):
+        at = f"{path}.{field.name}" if path else field.name
+        if field.is_repeated:
+            for index, item in enumerate(getattr(message, field.name)):
+                yield from _times(item, f"{at}[{index}]")
+        elif message.HasField(field.name):
+            value = getattr(message, field.name)
+            bounds = _TIMES.get(value.DESCRIPTOR.full_name)
+            if bounds is None:
+                yield from _times(value, at)
+                continue
+            least, most, least_nanos = bounds
+            one_sign = least_nanos == 0 or value.seconds * value.nanos >= 0
+            if not (least <= value.seconds <= most and least_nanos <= value.nanos <= MAX_NANOS and one_sign):
+                what = "duration" if least_nanos else "moment"
+                yield Violation(at, f"is no {what} that protobuf has: {value.seconds} seconds and {value.nanos} nanoseconds")
 
 
 def _element(element: Any) -> str:

@@ -29,6 +29,7 @@ MODULES = (
     "disk",
     "floods",
     "postgres",
+    "upstreams",
 )
 # Few, so that neither side of a conversation waits for a processor long.
 JOBS = 2

@@ -16,7 +16,6 @@ from typing import Any
 
 import grpc
 import grpc.aio
-import msgspec
 import structlog
 from google.protobuf.message import DecodeError
 from hypothesis import strategies as st
@@ -189,10 +188,11 @@ def on_disk() -> Iterator[Checker]:
             loop.close()
 
 
-def _json(plain: Any) -> bytes:
-    return seal(msgspec.json.encode(plain))
-
-
-PINNED = [({}, {"0000000000000001-5.executions": zlib.crc32(b"\xff").to_bytes(4) + b"\xff"})]
+PINNED = [
+    ({}, {"0000000000000001-5.executions": zlib.crc32(b"\xff").to_bytes(4) + b"\xff"}),
+    ({"table.json": seal(json.dumps(TABLE).encode().replace(b"shop", b"sho\xa2"))}, {}),
+    ({"table.json": seal(json.dumps(TABLE).encode()), "heard.json": seal(b'{"wall": 1.0, "boot_id": "\xff"}')}, {}),
+    ({"table.json": seal(b'{"revision": ' + b"[" * 100_000)}, {}),
+]
 
 TARGETS = [Target(name="disk", cases=CASES, opened=on_disk, share=7_000, case_seconds=30, pinned=PINNED)]

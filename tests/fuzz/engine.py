@@ -24,7 +24,7 @@ MIB = 1024 * 1024
 BATCH_EXAMPLES = 1000
 MAX_FAILURES = 20
 # A case that never ends is told with the place where it hangs, and ends the run.
-HANG_SECONDS = 30
+HANG_SECONDS = 120
 CASE_SECONDS = 10.0
 MEMORY_MIB = 256
 MAX_TRACE_CHARS = 200_000
