@@ -11,6 +11,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from pointsman.errors import InvalidField, PointsmanError, RateLimited, TooLarge, Violation
+from pointsman.joined_writes import JoinedWrites
 from pointsman.web_errors import error_body, error_headers
 
 MAX_CONNECTIONS = 10_000
@@ -53,7 +54,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         """The first head is waited for from now on."""
-        super().connection_made(transport)
+        super().connection_made(JoinedWrites(transport))  # type: ignore[arg-type]
         self._awaited = self._timed = "head"
         self._due = self.loop.time() + HEAD_SECONDS
         if len(self.connections) > MAX_CONNECTIONS:
