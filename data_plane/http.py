@@ -6,7 +6,7 @@ import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from functools import partial
-from typing import Any, Self
+from typing import Any
 from urllib.parse import parse_qs
 
 import msgspec
@@ -15,6 +15,7 @@ from google.protobuf import json_format
 
 from data_plane.access import Access, only_app
 from data_plane.gateway import Gateway
+from data_plane.hangups import Hangups
 from data_plane.lookup import Asked
 from data_plane.metrics import Metrics
 from data_plane.openapi import TRIGGER_PREFIX, Covers, describe, list_endpoints
@@ -44,8 +45,6 @@ from pointsman.web_errors import error_body, error_headers
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 JSON_HEADERS = [(b"content-type", b"application/json")]
-# A trigger that takes longer than this is watched for a caller who hangs up; a quicker one is over before it would matter.
-WATCH_AFTER_SECONDS = 0.05
 ERROR_HEADERS = {
     b"x-execution-id": "execution_id",
     b"x-app": "app",
@@ -85,6 +84,7 @@ class HttpApp:
         self._status = status
         self._metrics = metrics
         self._calls = calls or Calls()
+        self._hangups = Hangups()
         self._pages: dict[str, Callable[[Scope], tuple[int, Headers, bytes]]] = {
             "/livez": lambda _: (200, [(b"content-type", b"text/plain")], b"alive\n"),
             "/readyz": self._readyz,
@@ -153,7 +153,7 @@ class HttpApp:
         return asked(input=given, min_revision=min_revision, allowance=allowance)
 
     async def _trigger(self, asked: Asked, receive: Receive) -> Answer:
-        with _Watch(receive) as watch:
+        with self._hangups.watch(receive) as watch:
             try:
                 return await self._gateway.trigger(asked)
             except asyncio.CancelledError:
@@ -163,7 +163,7 @@ class HttpApp:
 
     async def _stream(self, asked: Asked, receive: Receive, send: Send) -> None:
         """The answer as server-sent events. What is refused before the start raises, and is answered as ever."""
-        with _Watch(receive) as watch:
+        with self._hangups.watch(receive) as watch:
             try:
                 async with told(self._gateway, asked, KEEP_ALIVE_SECONDS) as events:
                     await write_events(events, send)
@@ -271,34 +271,6 @@ def _left(asked: Asked) -> Headers:
         return []
     told = {"limit": left.limit, "remaining": left.remaining, "reset": left.reset_seconds}
     return [(f"ratelimit-{name}".encode(), str(value).encode()) for name, value in told.items()]
-
-
-class _Watch:
-    """Cancels the task that is inside it when the caller hangs up. `hung_up` tells that from other cancellations."""
-
-    def __init__(self, receive: Receive) -> None:
-        self.hung_up = False
-        self._receive = receive
-        self._watching: asyncio.Task[None] | None = None
-
-    def __enter__(self) -> Self:
-        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_SECONDS, self._start, asyncio.current_task())
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
-        if self._watching is not None:
-            self._watching.cancel()
-
-    def _start(self, running: asyncio.Task[Any] | None) -> None:
-        assert running is not None, "requests run in tasks"
-        self._watching = asyncio.create_task(self._watch(running))
-
-    async def _watch(self, running: asyncio.Task[Any]) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self.hung_up = True
-        running.cancel()
 
 
 _OTHER_HEADERS = frozenset(
