@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import os
 import signal
@@ -369,3 +370,27 @@ async def test_what_does_not_fit_into_a_notification_is_said_all_the_same(pair, 
         assert refusal.metadata["causes"].endswith("and 5 more gateways")
         kept = postgres_server.execute("SELECT max(length(message)) FROM replica_messages", database)
         assert kept[0][0] > 8000
+
+
+async def test_replicas_that_were_held_up_together_do_not_take_each_other_for_dead(replicas, postgres_server, database):
+    a, b = replicas
+    rows = "SELECT count(*) FROM replicas WHERE beat_time {} now() - interval '3 seconds'"
+
+    async def count(comparison, wanted):
+        return postgres_server.execute(rows.format(comparison), database)[0][0] == wanted
+
+    async with connected(b, "at-b"):
+        await a.sees("at-b")
+        app = await a.plane.create_app(v1=marked("v1"))
+        for replica in replicas:
+            os.kill(replica.server.pid, signal.SIGSTOP)
+        try:
+            await eventually(functools.partial(count, "<", 2))
+            os.kill(a.server.pid, signal.SIGCONT)
+            # From now on a knows that nothing was heard of b for as long as one who is dead is not heard of.
+            await eventually(functools.partial(count, ">", 1))
+        finally:
+            for replica in replicas:
+                os.kill(replica.server.pid, signal.SIGCONT)
+        deployed = await a.plane.deploy(app, "v1")
+        assert (deployed.rollout.gateways_total, deployed.rollout.gateways_applied) == (1, 1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 import uuid
 from collections.abc import Callable, Collection, Coroutine, Mapping
@@ -116,6 +117,7 @@ class PostgresPeers:
         self._responding: set[str] = set()
         self._joined = asyncio.Event()
         self._listening_since = 0.0
+        self._beat_at, self._late_at = math.inf, -math.inf
         self._swept_at = time.monotonic()
         self._speaker = Speaker(self._parameters)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -222,12 +224,17 @@ class PostgresPeers:
         rows = {str(replica_id): (address, lives) for replica_id, address, lives in await cursor.fetchall()}
         members = {replica_id: address for replica_id, (address, lives) in rows.items() if lives}
         now = time.monotonic()
+        if now > self._beat_at + GONE_SECONDS - BEAT_SECONDS:
+            self._late_at = now
+        self._beat_at = now
         self._seen |= dict.fromkeys(members, now)
-        # The server forgets every row when it crashes: who has none may just not be back yet.
+        # The server forgets every row when it crashes: who has none may just not be back yet. And whatever held this one up, such as a
+        # pause of the whole machine, may have held up the others: the first to go on must not take them for dead.
         members |= {
             replica_id: address
             for replica_id, address in self._members.items()
-            if replica_id not in rows and now < max(self._seen[replica_id], self._listening_since) + GONE_SECONDS
+            if now < self._late_at + GONE_SECONDS
+            or (replica_id not in rows and now < max(self._seen[replica_id], self._listening_since) + GONE_SECONDS)
         }
         self._set_members(members)
         if now > self._swept_at + SWEEP_SECONDS:
