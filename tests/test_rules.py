@@ -11,6 +11,7 @@ from pointsman.rules import PATTERNS, check_config, check_request
 from pointsman.v1.apps_pb2 import UpdateDraftRequest
 from pointsman.v1.config_pb2 import AppConfig
 from pointsman.v1.deployments_pb2 import DeployManyRequest, DeployRequest
+from pointsman.v1.gateways_pb2 import SyncRequest
 from pointsman.v1.releases_pb2 import CreateReleaseRequest
 from tests.sample_apps import marked
 
@@ -269,6 +270,12 @@ def test_the_character_nul_is_refused_wherever_it_stands():
     request.targets.add(app="shop", environment="staging", release="v1")
     request.targets.add(app="shop\0", environment="staging", release="v1")
     assert [v.field for v in check_request(request) if "NUL" in v.description] == ["targets[1].app", "reason"]
+
+
+def test_why_a_gateway_rejects_a_release_may_quote_the_character_nul():
+    request = SyncRequest()
+    request.prepared.rejections.add(app="shop", environment="staging", reason="the text 'a\0b' is not allowed")
+    assert check_request(request) == []
 
 
 def test_times_inside_a_config_are_looked_at_with_their_path():

@@ -48,6 +48,8 @@ _TIMES = {
     "google.protobuf.Timestamp": (-62_135_596_800, 253_402_300_799, 0),
 }
 _CHECKED_ELSEWHERE = frozenset({"pointsman.v1.AppConfig", "pointsman.v1.Execution"})
+# A gateway's words on why it cannot run a release may quote anything of it, and to refuse them would end its stream.
+_MAY_HAVE_NUL = _CHECKED_ELSEWHERE | {"pointsman.v1.SyncRequest.Rejection"}
 
 
 def check_request(message: Message) -> list[Violation]:
@@ -107,12 +109,12 @@ def _field_rules(message: Message) -> list[Violation]:
 
 
 def _nul_in(message: Message, path: str = "") -> Iterator[Violation]:
-    """Texts that PostgreSQL does not take. What is kept as bytes, as configs and executions are, may have it."""
+    """Texts that PostgreSQL does not take. What is kept as bytes, as configs and executions are, or not at all, may have it."""
     for field, value in message.ListFields():
         at = f"{path}.{field.name}" if path else field.name
         kind = field.message_type
         if kind is not None:
-            if kind.file.package.startswith("pointsman") and kind.full_name not in _CHECKED_ELSEWHERE and not kind.GetOptions().map_entry:
+            if kind.file.package.startswith("pointsman") and kind.full_name not in _MAY_HAVE_NUL and not kind.GetOptions().map_entry:
                 for index, item in enumerate(value) if field.is_repeated else [(0, value)]:
                     yield from _nul_in(item, f"{at}[{index}]" if field.is_repeated else at)
         elif field.type == FieldDescriptor.TYPE_STRING and any("\0" in text for text in (value if field.is_repeated else [value])):
