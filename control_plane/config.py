@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from pointsman.jwt import JwtRules, jwt_rules
 from pointsman.logs import FORMATS
 from pointsman.settings import FILE, Address, setting
 
@@ -29,6 +30,14 @@ class Settings:
     tls_client_ca: Path | None = setting(
         None, "PEM file with the authorities of which callers must show a certificate (mTLS); absent: they need none.", kind=FILE
     )
+    jwt_issuer: str = setting("", "Whose JWTs count, beside tokens: their `iss`; absent: nobody's.")
+    jwt_audience: str = setting("", "For whom they must be made: in their `aud`.")
+    jwt_jwks: str = setting("", "The issuer's public keys, a JWKS: an https URL, or a file.")
+    jwt_role_claim: str = setting("pointsman_role", "Claim that names the role of who shows a JWT.")
+    jwt_apps_claim: str = setting("pointsman_apps", "Claim with the apps that a JWT is for; one without it is for all.")
+    jwt_environments_claim: str = setting(
+        "pointsman_environments", "Claim with the environments that a JWT is for; one without it is for all."
+    )
     store: str = setting("sqlite:///pointsman.db", "Where everything is kept: sqlite:///PATH or postgresql://...")
     prepare_timeout_seconds: float = setting(
         5.0, "How long a gateway may take to get a release ready before it is counted as pending.", kind=click.FloatRange(0.1, 300)
@@ -43,3 +52,13 @@ class Settings:
         None, "Where the first admin token is written to, when there is no token yet.", kind=click.Path(dir_okay=False, path_type=Path)
     )
     drain_seconds: float = setting(5.0, "How long running calls may go on after SIGTERM.", kind=click.FloatRange(0, 3600))
+
+    def jwt_rules(self) -> JwtRules | None:
+        """Whose JWTs count; None: nobody's. Raises JwtError."""
+        return jwt_rules(
+            issuer=self.jwt_issuer,
+            audience=self.jwt_audience,
+            jwks=self.jwt_jwks,
+            claims=(self.jwt_role_claim, self.jwt_apps_claim, self.jwt_environments_claim),
+            insecure=self.insecure,
+        )

@@ -1,4 +1,4 @@
-"""Who may do what at this gateway, by the tokens that the control plane told it: nothing is asked of anybody for a trigger.
+"""Who may do what at this gateway, by the tokens that the control plane told it, and by JWTs: nothing is asked of anybody for a trigger.
 
 Looked at before a body is read. As long as there is no token, everybody may do everything, but only on a machine's own addresses.
 """
@@ -16,7 +16,8 @@ from data_plane.holder import Holder
 from data_plane.lookup import Allowance
 from data_plane.table import RateLimit, Role, Verifier
 from pointsman.errors import PermissionDenied, RateLimited, Unauthenticated
-from pointsman.tokens import matches, secret_of, token_id_of
+from pointsman.jwt import Jwts, Subject
+from pointsman.tokens import PREFIX, matches, secret_of, token_id_of
 
 MAY_TRIGGER = frozenset({Role.TRIGGER, Role.ADMIN})
 MAY_LOOK = frozenset({Role.VIEWER, Role.DEVELOPER, Role.DEPLOYER, Role.ADMIN})
@@ -42,18 +43,23 @@ CALLER: ContextVar[Verifier | None] = ContextVar("caller", default=None)
 
 
 class Access:
-    """Judges callers. `open_without_tokens`: only this machine can reach the gateway, or it was started with --insecure."""
+    """Judges callers. `open_without_tokens`: only this machine can reach the gateway, or it was started with --insecure.
+
+    With `jwts` it is never open.
+    """
 
     def __init__(
         self,
         holder: Holder,
         *,
         open_without_tokens: bool = True,
+        jwts: Jwts[Verifier] | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._holder = holder
         self._open = open_without_tokens
+        self._jwts = jwts
         self._clock = clock
         self._monotonic = monotonic
         self._buckets: dict[str, _Bucket] = {}
@@ -63,7 +69,7 @@ class Access:
 
         Raises:
             Unauthenticated: see caller().
-            PermissionDenied: its role may not call this method.
+            PermissionDenied: see caller(), or its role may not call this method.
         """
         caller = self.caller(metadata.get("authorization", ""))
         if caller is not None:
@@ -73,13 +79,14 @@ class Access:
         CALLER.set(caller)
 
     def caller(self, authorization: str) -> Verifier | None:
-        """Whose token the header shows; None while there are no tokens.
+        """Whose token or JWT the header shows; None while the doors are open.
 
         Raises:
             Unauthenticated: it shows none that counts.
+            PermissionDenied: it shows a JWT whose claims give no role.
         """
         tokens = self._holder.table.tokens
-        if not tokens:
+        if not tokens and self._jwts is None:
             if self._open:
                 return None
             raise Unauthenticated(
@@ -88,7 +95,10 @@ class Access:
             )
         secret = secret_of(authorization)
         if not secret:
-            raise Unauthenticated("Show a token in the header `Authorization: Bearer pm_...`; `pointsman token create` makes one.")
+            what = "a token" if self._jwts is None else "a token or a JWT"
+            raise Unauthenticated(f"Show {what} in the header `Authorization: Bearer pm_...`; `pointsman token create` makes one.")
+        if self._jwts is not None and not secret.startswith(PREFIX):
+            return self._jwts.caller(secret)
         verifier = tokens.get(token_id_of(secret) or "")
         expired = verifier is not None and verifier.expire_time is not None and verifier.expire_time <= self._clock()
         if verifier is None or expired or not matches(secret, verifier.secret_hash):
@@ -148,6 +158,18 @@ class Access:
         tokens = self._holder.table.tokens
         for token_id in self._buckets.keys() - tokens.keys():
             del self._buckets[token_id]
+
+
+def verifier_of(subject: Subject) -> Verifier:
+    """What a JWT amounts to: a token that no control plane told of."""
+    return Verifier(
+        token_id=subject.identity,
+        secret_hash=b"",
+        role=Role[subject.role],
+        apps=frozenset(subject.apps),
+        environments=frozenset(subject.environments),
+        expire_time=subject.expire_time,
+    )
 
 
 def only_app(caller: Verifier | None) -> str:

@@ -11,6 +11,7 @@ import click
 
 from data_plane.executions import Capture
 from data_plane.hosts import HostPolicy
+from pointsman.jwt import JwtRules, jwt_rules
 from pointsman.logs import FORMATS
 from pointsman.rules import PATTERNS
 from pointsman.settings import FILE, Address, setting
@@ -87,6 +88,14 @@ class Settings:
         None, "PEM file with the certificate to show to the control plane; its name must be --gateway-id.", kind=FILE
     )
     control_plane_key: Path | None = setting(None, "PEM file with the key of --control-plane-certificate.", kind=FILE)
+    jwt_issuer: str = setting("", "Whose JWTs count, beside tokens: their `iss`; absent: nobody's.")
+    jwt_audience: str = setting("", "For whom they must be made: in their `aud`.")
+    jwt_jwks: str = setting("", "The issuer's public keys, a JWKS: an https URL, or a file.")
+    jwt_role_claim: str = setting("pointsman_role", "Claim that names the role of who shows a JWT.")
+    jwt_apps_claim: str = setting("pointsman_apps", "Claim with the apps that a JWT is for; one without it is for all.")
+    jwt_environments_claim: str = setting(
+        "pointsman_environments", "Claim with the environments that a JWT is for; one without it is for all."
+    )
     state_dir: Path | None = setting(
         None, "Folder for the last good state, to start without a control plane; absent: nothing is kept.", kind=click.Path(path_type=Path)
     )
@@ -134,6 +143,16 @@ class Settings:
     def control_plane_tls(self) -> ClientTls | None:
         """How they are spoken to; None: in plain text. Raises TlsError."""
         return client_tls("--control-plane-", self.control_plane_certificate, self.control_plane_key, self.control_plane_ca)
+
+    def jwt_rules(self) -> JwtRules | None:
+        """Whose JWTs count; None: nobody's. Raises JwtError."""
+        return jwt_rules(
+            issuer=self.jwt_issuer,
+            audience=self.jwt_audience,
+            jwks=self.jwt_jwks,
+            claims=(self.jwt_role_claim, self.jwt_apps_claim, self.jwt_environments_claim),
+            insecure=self.insecure,
+        )
 
 
 def parse_addresses(text: str) -> list[Address]:

@@ -14,6 +14,7 @@ from typing import NoReturn
 import uvloop
 from structlog.typing import Processor
 
+from pointsman.jwt import JwtError
 from pointsman.logs import configure
 from pointsman.serving import StartupError
 from pointsman.tls import TlsError
@@ -26,7 +27,7 @@ GC_THRESHOLD = 20_000
 def run(main: Callable[[asyncio.Event], Awaitable[None]], log_format: str, *logged: Processor) -> NoReturn:
     """Runs a server until SIGINT or SIGTERM sets the event that it is given, then exits with 0; a second signal exits at once.
 
-    A StartupError or TlsError is one line on stderr and exit status 1. `log_format` and `logged` are as in logs.configure.
+    A StartupError, TlsError or JwtError is one line on stderr and exit status 1. `log_format` and `logged` are as in logs.configure.
     """
     configure(log_format, logged)
     _raise_file_limit()
@@ -50,7 +51,7 @@ def run(main: Callable[[asyncio.Event], Awaitable[None]], log_format: str, *logg
 
     try:
         uvloop.run(with_signals())
-    except (StartupError, TlsError) as error:
+    except (StartupError, TlsError, JwtError) as error:
         sys.exit(f"pointsman: {error}")
     except RuntimeError:
         # loop.stop() after the second signal ends the run half-way; anything else is a defect and keeps its traceback.
