@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from control_plane.authority import Authority
+from control_plane.authority import Authority, token_of
 from control_plane.config import Settings
 from control_plane.console.app import Console
 from control_plane.console.gateway_door import GatewayDoor
@@ -44,6 +44,7 @@ from control_plane.storage import CannotOpenStore, ExecutionStore, open_executio
 from control_plane.storage.base import Store
 from control_plane.sweeper import Sweeper
 from control_plane.tail import Tail
+from pointsman.jwt import open_jwts
 from pointsman.process import run
 from pointsman.serving import GrpcServer, StartupError
 from pointsman.settings import is_loopback, settings_options
@@ -102,7 +103,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
 
         metrics = Metrics()
         metrics.watch(hub, gateways)
-        authority = Authority(hub, store, utc_now)
+        authority = Authority(hub, store, utc_now, await closing.enter_async_context(open_jwts(settings.jwt_rules(), token_of)))
         _check_reach(settings, authority)
         noting = asyncio.create_task(authority.run(), name="authority")
         closing.push_async_callback(_ended, noting)
@@ -120,7 +121,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             deployments=deployments,
             executions=executions,
             tail=tail,
-            tokens=Tokens(store, gateways, utc_now),
+            tokens=Tokens(store, hub, gateways, utc_now),
             gateways=gateways,
             gateway_door=door,
             hub=hub,

@@ -185,6 +185,14 @@ class Hub:
             self.revision = news.revision
         self._wake_all()
 
+    async def catch_up(self) -> None:
+        """As refresh(), for who has just changed something: a store that cannot be read right now is followed later, as ever."""
+        try:
+            await self.refresh()
+        except StoreUnavailable as error:
+            log.warning("cannot read what was just changed; it is followed later", error=error.message)
+            self._doorbell.set()
+
     def _wake_all(self) -> None:
         for watcher in self._watchers:
             watcher.wake()

@@ -15,7 +15,7 @@ import click
 import structlog
 
 import pointsman
-from data_plane.access import Access
+from data_plane.access import Access, verifier_of
 from data_plane.config import Settings
 from data_plane.disk import Disk
 from data_plane.executions import Capture, Recorder
@@ -38,6 +38,7 @@ from data_plane.sync_report import Reporter
 from data_plane.sync_stream import Me
 from data_plane.tracing import name_execution
 from data_plane.workers import WORKER_VARIABLE, serve_by_workers, watch_parent
+from pointsman.jwt import open_jwts
 from pointsman.process import run
 from pointsman.serving import GrpcServer, StartupError
 from pointsman.settings import is_loopback, settings_options
@@ -75,8 +76,9 @@ async def serve(settings: Settings, stop: asyncio.Event, *, is_worker: bool = Fa
             environments=settings.environment,
             token=settings.token,
         )
-        access = Access(holder, open_without_tokens=settings.insecure or private)
-        grpc_server = GrpcServer(reuse_port=is_worker, authorise=access.authorise, tls=tls, has_deadline=False)
+        jwts = await closing.enter_async_context(open_jwts(settings.jwt_rules(), verifier_of))
+        access = Access(holder, open_without_tokens=settings.insecure or private, jwts=jwts)
+        grpc_server = GrpcServer(reuse_port=is_worker, authorise=access.authorise, tls=tls, has_deadline=False, asks_again=False)
         heard_file = HeardFile(settings.state_dir) if settings.state_dir is not None else None
         staleness = Staleness(holder)
         readiness = _Readiness(staleness, grpc_server)

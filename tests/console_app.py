@@ -117,7 +117,7 @@ async def open_site(folder: Path, gateway_url: str = "", store_url: str = "") ->
         deployments=deployments,
         executions=Executions(store, kept, tail, utc_now),
         tail=tail,
-        tokens=Tokens(store, gateways, utc_now),
+        tokens=Tokens(store, hub, gateways, utc_now),
         gateways=gateways,
         gateway_door=door,
         hub=hub,

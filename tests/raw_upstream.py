@@ -16,6 +16,8 @@ class RawUpstream:
         self.url = ""
         self.answers: dict[str, bytes] = {}
         self.connections = 0
+        """That are open."""
+        self.requests = 0
         self.endless_bytes = 0
         """How many of an endless answer were taken."""
 
@@ -24,6 +26,7 @@ class RawUpstream:
         self.connections += 1
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             head = await reader.readuntil(b"\r\n\r\n")
+            self.requests += 1
             path = head.split(b" ")[1].decode().split("/")[1]
             if path == "endless":
                 writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100000000\r\n\r\n")

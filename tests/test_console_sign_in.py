@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from control_plane.model import Role
-from control_plane.service.calls import Call, utc_now
-from control_plane.service.tokens import NewToken, Tokens
+from control_plane.service.calls import Call
+from control_plane.service.tokens import NewToken
 from tests.console_app import open_site
 
 ADMIN = NewToken(name="ann", role=Role.ADMIN)
@@ -22,8 +22,7 @@ async def site(tmp_path):
 
 async def token(site, **wanted):
     """A token and its secret; the hub knows it."""
-    made, secret = await Tokens(site.store, site.parts.gateways, utc_now).create(NewToken(**wanted), Call(actor="test"))
-    await site.parts.hub.refresh()
+    made, secret = await site.parts.tokens.create(NewToken(**wanted), Call(actor="test"))
     return made, secret
 
 
@@ -82,8 +81,7 @@ async def test_signing_out_and_a_revoked_token_end_it(site, admin):
     await sign_in(site, admin[1])
     assert (await site.http.get("/apps")).status_code == 200
     fields = await site.hidden("/apps")
-    await Tokens(site.store, site.parts.gateways, utc_now).revoke(admin[0].token_id, Call(actor="test"))
-    await site.parts.hub.refresh()
+    await site.parts.tokens.revoke(admin[0].token_id, Call(actor="test"))
     assert (await site.http.get("/apps")).status_code == 303
     late = await site.http.post("/apps", data=fields | {"app": "late"})
     assert late.status_code == 401

@@ -17,10 +17,13 @@ from starlette.responses import Response
 from control_plane.authority import Authority, actor_of
 from control_plane.model import Token
 from control_plane.service.calls import ANONYMOUS
+from pointsman.errors import TooLarge
 
 COOKIE = "pointsman_browser"
 TOKEN_COOKIE = "pointsman_token"  # noqa: S105 -- the name of a cookie
 SECRET_BYTES = 32
+# Browsers keep cookies of 4,096 bytes, name and attributes included.
+MAX_SECRET_CHARS = 3_900
 _SECRET = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
@@ -45,6 +48,12 @@ def authorization_of(request: Request) -> str:
 def named(caller: Token | None) -> str:
     """The actor of everything that a request does: the same as over gRPC."""
     return ANONYMOUS if caller is None else actor_of(caller)
+
+
+def check_fits(secret: str) -> None:
+    """Raises TooLarge for a JWT that is too long for a cookie: a browser would drop it without a word."""
+    if len(secret) > MAX_SECRET_CHARS:
+        raise TooLarge("The JWT, which must fit into a cookie,", limit=MAX_SECRET_CHARS, given=len(secret), unit="characters")
 
 
 def sign_in(response: Response, secret: str, *, secure: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.responses import Response
 
 from control_plane.console.parts import Parts
-from control_plane.console.session import sign_in, sign_out
+from control_plane.console.session import check_fits, sign_in, sign_out
 from control_plane.console.visit import Visit, path
 from pointsman.errors import PermissionDenied, PointsmanError
 
@@ -27,6 +27,7 @@ class SigningPages:
         try:
             _check_form(visit)
             token = self._parts.authority.owner(visit.typed("token"))
+            check_fits(visit.typed("token"))
         except PointsmanError as error:
             return await self.show(visit, error)
         # A token that is for one app would only be refused the list of all.

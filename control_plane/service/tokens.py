@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from control_plane.gateways import Gateways
+from control_plane.hub import Hub
 from control_plane.model import Attempt, RateLimit, Role, Rollout, Token
 from control_plane.service.calls import Call, Clock, once, record
 from control_plane.service.paging import Page, PageRequest
@@ -34,8 +35,9 @@ class NewToken:
 class Tokens:
     """The use cases of TokenService."""
 
-    def __init__(self, store: Store, gateways: Gateways, clock: Clock) -> None:
+    def __init__(self, store: Store, hub: Hub, gateways: Gateways, clock: Clock) -> None:
         self._store = store
+        self._hub = hub
         self._gateways = gateways
         self._clock = clock
 
@@ -62,6 +64,8 @@ class Tokens:
             return await once(tx, call, now, Token, create)
 
         token = await self._store.write(work, dry_run=call.validate_only)
+        # It counts here from the answer on.
+        await self._hub.catch_up()
         is_new = token.token_id == token_id_of(secret) and not call.validate_only
         return token, secret if is_new else ""
 
@@ -98,6 +102,8 @@ class Tokens:
         if call.validate_only:
             return revoked, None
         started = time.monotonic()
+        # Here it has ended, too, when the answer comes.
+        await self._hub.catch_up()
         return revoked, await self._gateways.rollout((), ROLLOUT_SECONDS, started=started, revision=revoked.revision)
 
 

@@ -113,7 +113,7 @@ async def open_jwts(rules: JwtRules | None, principal: Callable[[Subject], P]) -
     """What judges callers' JWTs while this is open, as `principal` makes them of subjects; None without rules.
 
     Raises:
-        JwtError: the extra is not installed, or a file of keys cannot be used. An issuer that does not answer is waited for, while it serves.
+        JwtError: the extra is not installed, or a file of keys cannot be used. For an issuer that does not answer nothing waits.
     """
     if rules is None:
         yield None

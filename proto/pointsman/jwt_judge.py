@@ -12,7 +12,7 @@ from typing import Any, Generic, NoReturn
 import msgspec
 import structlog
 from joserfc.errors import JoseError
-from joserfc.jws import JWSAlgModel, JWSRegistry, deserialize_compact
+from joserfc.jws import JWSRegistry, deserialize_compact
 from joserfc.util import urlsafe_b64decode
 
 from pointsman.errors import PermissionDenied, Unauthenticated
@@ -60,7 +60,7 @@ class _Pinned(JWSRegistry):
 
     max_header_length = MAX_BYTES
 
-    def get_alg(self, name: str) -> JWSAlgModel:
+    def get_alg(self, name: str) -> Any:
         assert name in ALGORITHMS, "looked at before"
         return self.algorithms[name]
 
@@ -181,6 +181,7 @@ def _limits(claims: dict[str, Any], name: str, who: str) -> tuple[str, ...]:
     given = [claims[name]] if isinstance(claims[name], str) else claims[name]
     if not isinstance(given, list) or not given or not all(isinstance(one, str) and _ID.fullmatch(one) for one in given):
         raise PermissionDenied(
-            f"The JWT's claim {name!r} must be an id or a list of ids, such as [\"shop\"]; without the claim there is no such limit.", subject=who
+            f'The JWT\'s claim {name!r} must be an id or a list of ids, such as ["shop"]; without the claim there is no such limit.',
+            subject=who,
         )
     return tuple(given)

@@ -1,8 +1,8 @@
 """The public keys that JWTs are judged by: read from a file or a URL, chosen by `kid` and algorithm, exchanged when they rotate.
 
 Whoever shows a JWT waits for no network: a key that is not known is asked for beside, and what was shown is refused meanwhile. Otherwise
-made-up key ids would hold as many calls as somebody likes to send. Issuers publish a key before they sign with it, so the regular look finds
-it in time; one that did not is found by the next try.
+made-up key ids would hold as many calls as somebody likes to send. Issuers publish a key before they sign with it, so the regular look
+finds it in time; one that did not is found by the next try.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ def parse(data: bytes) -> KeySet:
             described = msgspec.convert(entry, _Jwk)
             key = import_key({name: entry[name] for name in _PUBLIC if name in entry})
             algorithms = _algorithms(described, key)
-        except Exception:  # noqa: BLE001 -- of a damaged key the library may raise anything; the others must not go with it
+        except Exception as error:  # noqa: BLE001 -- of a damaged key the library may raise anything; the others must not go with it
+            log.info("a key of the JWKS cannot be used", problem=str(error) or type(error).__name__)
             continue
         for algorithm in algorithms:
             found.setdefault((described.kid, algorithm), []).append(key)

@@ -65,10 +65,12 @@ class GrpcServer:
         tls: ServerTls | None = None,
         uncounted: Iterable[str] = (),
         has_deadline: bool = True,
+        asks_again: bool = True,
     ) -> None:
-        """`authorise` is asked at the beginning of every call but those of health, `observe` is told of every one at its end, and
-        `refused` of those that end in an error. Calls of the methods in `uncounted` do not count for their tokens. With `has_deadline`
-        a call that names none has DEFAULT_DEADLINE_SECONDS, streams excepted; triggers have the timeouts of their endpoints.
+        """`authorise` is asked at the beginning of every call but those of health, and with `asks_again` before every message of a stream,
+        so that nothing more is told to who is not let in any more; a trigger that was let in is finished. `observe` is told of every call
+        at its end, and `refused` of those that end in an error. Calls of the methods in `uncounted` do not count for their tokens. With
+        `has_deadline` a call that names none has DEFAULT_DEADLINE_SECONDS, streams excepted; triggers have the timeouts of their endpoints.
         """
         options = [
             ("grpc.so_reuseport", int(reuse_port)),
@@ -90,7 +92,7 @@ class GrpcServer:
         self._server = grpc.aio.server(options=options)
         self.calls = Calls()
         """Those that run; an HTTP server may count with it."""
-        entry = Entry(authorise, observe, refused, self.calls, frozenset(uncounted), has_deadline)
+        entry = Entry(authorise, observe, refused, self.calls, frozenset(uncounted), has_deadline, asks_again)
         self.services: Any = Registrar(self._server, entry)
         """For `add_XServicer_to_server`."""
         self.address = Address("", 0)

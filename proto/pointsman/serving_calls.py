@@ -116,6 +116,7 @@ class Entry:
     calls: Calls
     uncounted: frozenset[str]
     has_deadline: bool
+    asks_again: bool
     method: str = ""
     decode: Callable[[bytes], Any] = bytes
     last: dict[bytes, Any] = field(default_factory=dict)
@@ -123,9 +124,9 @@ class Entry:
 
     def admit(self, context: Any) -> tuple[Check | None, str]:
         """Lets the caller in, and counts the call: what its requests are shown to, and whose it is. Raises PointsmanError."""
-        metadata = {str(key): str(value) for key, value in context.invocation_metadata() or ()}
+        metadata = metadata_of(context)
         check = self.authorise(self.method, metadata)
-        token_id = "" if self.method in self.uncounted else token_id_of(secret_of(metadata.get("authorization", ""))) or ""
+        token_id = "" if self.method in self.uncounted else _whose(metadata.get("authorization", ""))
         self.calls.enter(token_id)
         return check, token_id
 
@@ -219,7 +220,11 @@ def _stream(call: Callable[[Any, Any], AsyncIterator[Any]], entry: Entry) -> Cal
         token_id: str | None = None
         try:
             check, token_id = entry.admit(context)
+            metadata = metadata_of(context)
             async for response in call(await entry.taken(data, check), context):
+                if entry.asks_again:
+                    # What was shown at the beginning may have been revoked, or may have expired.
+                    entry.authorise(entry.method, metadata)
                 yield response
             outcome = OK
         except Exception as error:  # noqa: BLE001 -- the last place: everything becomes a status here
@@ -231,6 +236,17 @@ def _stream(call: Callable[[Any, Any], AsyncIterator[Any]], entry: Entry) -> Cal
             entry.observe(entry.method, outcome, time.monotonic() - began)
 
     return wrapped
+
+
+def metadata_of(context: Any) -> dict[str, str]:
+    """Of a call."""
+    return {str(key): str(value) for key, value in context.invocation_metadata() or ()}
+
+
+def _whose(authorization: str) -> str:
+    """What the calls of one caller are counted by; empty for who shows nothing."""
+    secret = secret_of(authorization)
+    return token_id_of(secret) or (str(hash(secret)) if secret else "")
 
 
 def _reason(error: Exception) -> str:
