@@ -106,3 +106,14 @@ async def test_the_end_comes_after_what_was_written(end, mark):
     assert joined.is_closing() == (end == "close")
     await asyncio.sleep(0)
     assert real.done == [b"all", mark]
+
+
+async def test_what_was_written_for_who_has_gone_since_is_dropped():
+    real = Recorded()
+    joined = JoinedWrites(real)
+    joined.write(b"never")
+    real.close()
+    turned = asyncio.Event()
+    asyncio.get_running_loop().call_soon(turned.set)
+    await turned.wait()
+    assert real.done == ["close"]

@@ -34,9 +34,10 @@ class JoinedWrites:
         self._transport.close()
 
     def _flush(self) -> None:
-        if self._waiting:
-            self._transport.write(b"".join(self._waiting))
-            self._waiting.clear()
+        waiting, self._waiting = self._waiting, []
+        # The caller may have gone since, and a transport that is closed raises.
+        if waiting and not self._transport.is_closing():
+            self._transport.write(b"".join(waiting))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
