@@ -19,6 +19,8 @@ from pointsman.errors import PermissionDenied, RateLimited, Unauthenticated
 from pointsman.jwt import Jwts, Subject
 from pointsman.tokens import PREFIX, matches, secret_of, token_id_of
 
+# Of headers that are remembered; only those that counted are.
+MAX_SEEN = 10_000
 MAY_TRIGGER = frozenset({Role.TRIGGER, Role.ADMIN})
 MAY_LOOK = frozenset({Role.VIEWER, Role.DEVELOPER, Role.DEPLOYER, Role.ADMIN})
 MAY_ASK_FOR_ENDPOINTS = MAY_TRIGGER | MAY_LOOK
@@ -63,6 +65,9 @@ class Access:
         self._clock = clock
         self._monotonic = monotonic
         self._buckets: dict[str, _Bucket] = {}
+        self._tokens: Mapping[str, Verifier] = {}
+        self._seen: dict[str, Verifier] = {}
+        """Headers that were judged by the present tokens: a hash for each trigger would be a tenth of what judging it may cost."""
 
     def authorise(self, method: str, metadata: Mapping[str, str]) -> None:
         """At the beginning of every gRPC call; which triggers a token is for is seen when one is read.
@@ -86,6 +91,12 @@ class Access:
             PermissionDenied: it shows a JWT whose claims give no role.
         """
         tokens = self._holder.table.tokens
+        if tokens is not self._tokens:
+            # Some were made, or revoked.
+            self._tokens, self._seen = tokens, {}
+        seen = self._seen.get(authorization)
+        if seen is not None and (seen.expire_time is None or seen.expire_time > self._clock()):
+            return seen
         if not tokens and self._jwts is None:
             if self._open:
                 return None
@@ -93,6 +104,10 @@ class Access:
                 "Nobody may call this gateway yet: it can be reached from other machines, and its control plane has no tokens. Make one "
                 "with `pointsman token bootstrap`, or start the gateway with --insecure."
             )
+        return self._judge(authorization, tokens)
+
+    def _judge(self, authorization: str, tokens: Mapping[str, Verifier]) -> Verifier:
+        """See caller()."""
         secret = secret_of(authorization)
         if not secret:
             what = "a token" if self._jwts is None else "a token or a JWT"
@@ -103,6 +118,9 @@ class Access:
         expired = verifier is not None and verifier.expire_time is not None and verifier.expire_time <= self._clock()
         if verifier is None or expired or not matches(secret, verifier.secret_hash):
             raise Unauthenticated("The token that was shown is unknown, expired or revoked; `pointsman token create` makes another.")
+        if len(self._seen) >= MAX_SEEN:
+            self._seen.clear()
+        self._seen[authorization] = verifier
         return verifier
 
     def admit(self, caller: Verifier | None, app: str, environment: str, endpoint: str) -> Allowance | None:

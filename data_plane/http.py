@@ -102,12 +102,16 @@ class HttpApp:
             if path.startswith(TRIGGER_PREFIX):
                 headers = _Headers(scope["headers"])
                 caller = self._access.caller(headers.text("authorization"))
-                with self._calls.one(caller.token_id if caller is not None else ""):
+                token_id = caller.token_id if caller is not None else ""
+                self._calls.enter(token_id)
+                try:
                     asked = await self._asked(path[len(TRIGGER_PREFIX) :], scope, receive, headers, caller)
                     if "text/event-stream" in headers.text("accept"):
                         await self._stream(asked, receive, send)
                         return
                     answer = await self._trigger(asked, receive)
+                finally:
+                    self._calls.leave(token_id)
                 status, answered, body = 200, [*self._headers(answer), *_left(asked)], _encode(answer.output)
             else:
                 status, answered, body = self._page(path, scope)

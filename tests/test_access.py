@@ -83,11 +83,25 @@ def test_from_the_first_token_on_everybody_shows_one(judge):
     clock.now = 1010.0
     with pytest.raises(Unauthenticated, match="expired or revoked"):
         access.caller(bearer(other))
+    # What was seen before counts no longer than its token.
+    assert access.caller(bearer(secret)) is access.caller(bearer(secret))
     # Revoked, and the only one: the doors stay closed.
     holder.take_tokens([verifier(secret, secret_hash=b"")], complete=True)
     for header in (bearer(secret), ""):
         with pytest.raises(Unauthenticated):
             access.caller(header)
+
+
+def test_what_is_remembered_of_headers_is_bounded(judge, monkeypatch):
+    monkeypatch.setattr("data_plane.access.MAX_SEEN", 3)
+    access, holder, _ = judge
+    secret = new_secret()
+    holder.take_tokens([verifier(secret)], complete=True)
+    for spaces in range(20):
+        assert access.caller(f"Bearer {' ' * spaces}{secret}").token_id == token_id_of(secret)
+        with pytest.raises(Unauthenticated):
+            access.caller(f"Bearer {' ' * spaces}{new_secret()}")
+        assert len(access._seen) <= 3
 
 
 @pytest.mark.parametrize("role", Role)

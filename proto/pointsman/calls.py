@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 from pointsman.errors import RateLimited
 
 MAX_CALLS = 20_000
@@ -21,21 +18,12 @@ class Calls:
         self._running = 0
         self._by_token: dict[str, int] = {}
 
-    @contextlib.contextmanager
-    def one(self, token_id: str) -> Iterator[None]:
-        """Inside, a call of the token is one that runs; an empty id counts for the process alone.
+    def enter(self, token_id: str) -> None:
+        """A call of the token is one that runs, until leave(); an empty id counts for the process alone.
 
         Raises:
-            RateLimited: as many run already.
+            RateLimited: as many run already, and there is nothing to leave.
         """
-        self.enter(token_id)
-        try:
-            yield
-        finally:
-            self.leave(token_id)
-
-    def enter(self, token_id: str) -> None:
-        """The same, for who says leave() himself. Raises RateLimited, and there is nothing to leave then."""
         if self._running >= self._of_all:
             raise _refused("this server", self._of_all, "")
         if token_id:
