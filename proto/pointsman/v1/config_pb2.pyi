@@ -140,7 +140,7 @@ class Pipeline(_message.Message):
     description: _builtins.str
     """For people; at most 4,096 characters."""
     output: _builtins.str
-    """Expression that makes the answer, at most 8 KiB; absent: the output of the last step that ran."""
+    """Expression that makes the answer, at most 8 KiB; absent: the output of the last step that succeeded."""
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Stage]:
         """One to 50 stages, in the order they run."""
