@@ -14,7 +14,7 @@ from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 
 from pointsman.settings import Address
-from pointsman.web import _bind
+from pointsman.web import listening_socket
 from tests.bench.children import child, line
 
 server = MCPServer("orders", log_level="CRITICAL")
@@ -66,7 +66,7 @@ async def long_text(count: int) -> str:
 
 def main(port: int) -> None:
     """Serves until it is killed."""
-    sock = _bind(Address("127.0.0.1", port), reuse_port=False)
+    sock = listening_socket(Address("127.0.0.1", port))
     print(sock.getsockname()[1], flush=True)
     config = uvicorn.Config(server.streamable_http_app(), log_level="critical", access_log=False)
     uvicorn.Server(config).run([sock])

@@ -24,7 +24,8 @@ OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 class SimulatedGateway:
     """One stream. `bindings` is what it was told, `history` every Update's revision, `flipped_at` when each arrived (monotonic).
 
-    With `fetch` it fetches and verifies what it is to prepare, and forgets the bytes.
+    `verifiers` has the hashes of the tokens that count. It shows `token`, if there is one. With `fetch` it fetches and verifies what it
+    is to prepare, and forgets the bytes.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class SimulatedGateway:
         refuse: Callable[[str], str] = lambda _digest: "",
         apply: bool = True,
         fetch: bool = False,
+        token: str = "",
         **hello: Any,
     ) -> None:
         self.gateway_id = gateway_id
@@ -41,6 +43,7 @@ class SimulatedGateway:
         self.revision = 0
         self.store_id = ""
         self.bindings: dict[tuple[str, str], str] = {}
+        self.verifiers: dict[str, bytes] = {}
         self.history: list[int] = []
         self.flipped_at: dict[int, float] = {}
         self.prepared: list[str] = []
@@ -49,8 +52,9 @@ class SimulatedGateway:
         self.on_update: Callable[[pb.SyncResponse.Update], None] = lambda _update: None
         self._held: list[str] = []
         self._refuse = refuse
-        self._apply = apply
+        self.apply = apply
         self._fetch = fetch
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._hello = hello
 
     @contextlib.asynccontextmanager
@@ -80,7 +84,7 @@ class SimulatedGateway:
             **self._hello,
         )
         stub = gateways_pb2_grpc.GatewayServiceStub(channel)
-        call = stub.Sync()
+        call = stub.Sync(metadata=self._metadata)
         await call.write(pb.SyncRequest(hello=hello))
         try:
             await self._converse(stub, call)
@@ -114,7 +118,7 @@ class SimulatedGateway:
     async def _fetch_all(self, stub: gateways_pb2_grpc.GatewayServiceAsyncStub, digests: set[str]) -> None:
         for digest in digests - set(self._held):
             found = hashlib.sha256()
-            async for chunk in stub.FetchSnapshot(pb.FetchSnapshotRequest(digest=digest)):
+            async for chunk in stub.FetchSnapshot(pb.FetchSnapshotRequest(digest=digest), metadata=self._metadata):
                 found.update(chunk.data)
             assert "sha256:" + found.hexdigest() == digest
 
@@ -147,12 +151,17 @@ class SimulatedGateway:
         for binding in update.bindings:
             assert binding.revision > self.revision
             self.bindings[binding.app, binding.environment] = binding.release
+        for told in update.tokens:
+            if told.secret_hash:
+                self.verifiers[told.token_id] = told.secret_hash
+            else:
+                self.verifiers.pop(told.token_id, None)
         if update.synced:
             self.connected_now = True
         self.flipped_at[update.revision] = time.monotonic()
         self.history.append(update.revision)
         self.on_update(update)
-        if not self._apply:
+        if not self.apply:
             return []
         if update.revision == self.revision and not update.synced:
             return [pb.SyncRequest(heartbeat=pb.SyncRequest.Heartbeat())]

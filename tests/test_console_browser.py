@@ -83,7 +83,7 @@ async def test_a_rollout_is_followed_until_the_last_gateway_serves_it(shown):
         await expect(page.get_by_text("2 of 3 gateways serve")).to_be_visible()
         await expect(page.get_by_text("1 not yet; they catch up by themselves")).to_be_visible()
         # It answers the next sign of life, within 5 s.
-        gateway._apply = True
+        gateway.apply = True
         await expect(page.get_by_text("3 of 3 gateways serve")).to_be_visible(timeout=10_000)
         await expect(page.get_by_text(re.compile(r"the last one after \d"))).to_be_visible()
         await expect(page.get_by_text("not yet")).to_be_hidden()

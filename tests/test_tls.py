@@ -177,6 +177,28 @@ async def test_a_gateway_is_who_its_certificate_says(tmp_path, certificates):
         assert "names 'client'" in (error.value.details() or "")
 
 
+async def test_servers_tell_when_certificates_expire_soon(tmp_path):
+    authority, ends = trustme.CA(), datetime.now(UTC) + timedelta(days=3)
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    for name in ("server", "gateway-1"):
+        found = authority.issue_cert("127.0.0.1", common_name=name, not_after=ends)
+        found.private_key_pem.write_to_path(tmp_path / f"{name}-key.pem")
+        found.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
+    certificates = Certificates(tmp_path)
+    async with (
+        start_control_plane(tmp_path, *certificates.server_flags(mtls=True)) as control_plane,
+        start_gateway(tmp_path, control_plane.grpc, *certificates.server_flags(), *certificates.gateway_flags("gateway-1")) as gateway,
+    ):
+        for server, names in ((control_plane, ["server"]), (gateway, ["server", "gateway-1"])):
+            for name in names:
+
+                def told(server=server, name=name):
+                    soon = [line for line in server.stderr if "a certificate expires soon" in line]
+                    return any(certificates.path(name) in line and ends.isoformat()[:10] in line for line in soon)
+
+                await eventually(told)
+
+
 @pytest.mark.parametrize("shown", ["", "client"])
 async def test_commands_with_and_without_a_certificate(tmp_path, certificates, shown):
     async with start_control_plane(tmp_path, *certificates.server_flags(mtls=True)) as control_plane:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import shutil
 import ssl
 import stat
+import time
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
 
 import pytest
 import trustme
@@ -111,6 +115,40 @@ async def test_an_authority_that_has_expired_is_told(certificates, monkeypatch):
     monkeypatch.setattr("pointsman.tls.time.time", lambda: 4e9)
     with pytest.raises(TlsError, match=r"every certificate of an authority in .*ca.pem has expired, the last one at "):
         client_tls("--control-plane-", None, None, certificates.folder / "ca.pem")
+
+
+def issue(authority, folder, days):
+    """A certificate that counts for so many days; its file and its key's."""
+    found = authority.issue_cert("localhost", not_after=datetime.now(UTC) + timedelta(days=days))
+    certificate, key = folder / "own.pem", folder / "own-key.pem"
+    found.private_key_pem.write_to_path(key)
+    found.cert_chain_pems[0].write_to_path(certificate)
+    return certificate, key
+
+
+@pytest.mark.parametrize("of_server", [True, False])
+def test_what_expires_soon_is_told_at_the_first_look_at_each_renewal_and_every_day(tmp_path, monkeypatch, of_server):
+    authority, now = trustme.CA(), time.time()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    make = server_tls if of_server else partial(client_tls, "--control-plane-")
+    tls = make(*issue(authority, tmp_path, 13), tmp_path / "ca.pem")
+
+    def told(at_seconds=0):
+        monkeypatch.setattr("pointsman.tls.time.time", lambda: now + at_seconds)
+        with capture_logs() as logs:
+            tls.check()
+        return [(line["event"].partition(";")[0], Path(line["file"]).name) for line in logs if line["log_level"] == "warning"]
+
+    soon, over = ("a certificate expires soon", "own.pem"), ("a certificate has expired", "own.pem")
+    assert [told(0), told(1), told(23 * 3600), told(25 * 3600), told(26 * 3600)] == [[soon], [], [], [soon], []]
+    issue(authority, tmp_path, 12)
+    assert told(26 * 3600) == [soon]
+    assert told(12.5 * 86_400) == [over]
+    monkeypatch.undo()
+    issue(authority, tmp_path, 30)
+    assert told() == []
+    # A clock that is set back hides nothing.
+    assert [told(17 * 86_400), told()] == [[soon], []]
 
 
 async def test_what_is_wrong_is_no_defect_when_the_files_have_gone(certificates):

@@ -8,8 +8,10 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+from google.protobuf import json_format
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
@@ -19,10 +21,16 @@ from data_plane.pipeline import run
 from data_plane.steps.base import Clients
 from pointsman.errors import StepFailed
 from pointsman.settings import Address
+from pointsman.v1.config_pb2 import AppConfig
 from pointsman.web import HttpServer
+from tests.eventually import eventually
+from tests.mcp_server import mcp_server
+from tests.test_http_door import Door, bare
 from tests.test_tool_call import clients as clients  # noqa: PLC0414 -- a fixture
 from tests.test_tool_call import running
 from tests.test_tool_mcp import calling
+
+__all__ = ["bare"]
 
 SCHEMA = {"type": "object", "properties": {"kilograms": {"type": "number"}}, "required": ["kilograms"]}
 RETRIES = {"max_retries": 2}
@@ -159,3 +167,62 @@ async def test_a_secret_that_is_no_header_is_not_shown(odd: OddServer, clients: 
         await run(calling(odd.url, "weigh", secret=secret), running(clients))
     assert "canary" not in failed.value.message + repr(failed.value.metadata)
     assert not odd.calls
+
+
+def app_of(mortal: str, other: str) -> AppConfig:
+    """An endpoint for each tool; those of the first server, one of the second, and one that needs nobody."""
+    tools = {"hang": mortal, "hanging": mortal, "find_order": mortal, "greet": other}
+    given = {"find_order": "{'order_id': 7}", "greet": "{'name': 'Ada'}"}
+    steps = {name: {"name": f"call {name}", "tool_call": {"tool": name, "arguments": given.get(name, "{}")}} for name in tools}
+    steps["plain"] = {"name": "call plain", "transform": {"expression": "'here'"}}
+    return json_format.ParseDict(
+        {
+            "endpoints": [{"name": name, "pipeline": name} for name in steps],
+            "pipelines": [{"name": name, "stages": [{"name": f"ask {name}", "steps": [step]}]} for name, step in steps.items()],
+            "tools": [{"name": name, "mcp": {"url": url}} for name, url in tools.items()],
+        },
+        AppConfig(),
+    )
+
+
+async def test_a_server_that_is_killed_amid_a_call_fails_that_trigger_alone_and_is_found_again(bare: Door):
+    async def trigger(endpoint: str) -> Any:
+        return await bare.http.post(f"/v1/trigger/{endpoint}", json={})
+
+    served: Counter[str] = Counter()
+
+    async def go_on(endpoint: str, expected: Any) -> None:
+        while True:
+            answer = await trigger(endpoint)
+            assert (answer.status_code, answer.json()) == (200, expected)
+            served[endpoint] += 1
+
+    async def hanging() -> bool:
+        return bool((await trigger("hanging")).json() == {"result": 1})
+
+    async def served_on() -> None:
+        before = Counter(served)
+        await eventually(lambda: min(served[one] - before[one] for one in ("plain", "greet")) >= 5)
+
+    async with mcp_server() as other, contextlib.AsyncExitStack() as mortal:
+        url = await mortal.enter_async_context(mcp_server())
+        await bare.bind(1, ("shop", "production", "v1"), config=app_of(url, other))
+        others = [asyncio.create_task(go_on("plain", "here")), asyncio.create_task(go_on("greet", "Hello Ada"))]
+        cut = asyncio.create_task(trigger("hang"))
+        await eventually(hanging)
+        await mortal.aclose()
+        answer = await cut
+        told = answer.json()
+        assert (answer.status_code, told["error"], answer.headers["x-release"]) == (502, "STEP_FAILED", "v1")
+        assert {key: told["details"][key] for key in ("stage", "step")} == {"stage": "ask hang", "step": "call hang"}
+        assert "its answer lost" in told["details"]["cause"]
+        await served_on()
+        gone = await bare.refused(502, "STEP_FAILED", "POST", "/v1/trigger/find_order", json={})
+        assert "cannot be reached" in gone.json()["details"]["cause"]
+        await served_on()
+        async with mcp_server(urlsplit(url).port or 0):
+            assert (await trigger("find_order")).json() == {"order_id": 7, "status": "shipped"}
+            await served_on()
+        for task in others:
+            task.cancel()
+        assert {type(one) for one in await asyncio.gather(*others, return_exceptions=True)} == {asyncio.CancelledError}

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
 import ssl
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
@@ -20,6 +23,8 @@ from pointsman.settings import Address
 
 CHECK_SECONDS = 2.0
 DIAGNOSE_SECONDS = 2.0
+SOON_SECONDS = 14 * 86_400.0
+WARN_AGAIN_SECONDS = 86_400.0
 MAX_FILE_BYTES = 1024 * 1024
 _WANTS_TLS = "{} speaks TLS, and was spoken to in plain text; name the authority of its certificate"
 _SPEAKS_PLAIN = "{} does not speak TLS, and was spoken to over TLS; it is another port, or its server has no certificate"
@@ -40,6 +45,8 @@ class Pems:
     certificate: bytes = b""
     key: bytes = field(default=b"", repr=False)
     ca: bytes = b""
+    ends: Mapping[Path, float] = field(default_factory=dict)
+    """Until when the certificate of each file counts, in seconds since 1970; of several authorities, the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +64,15 @@ class TlsFiles:
             TlsError: one is missing, damaged or expired, or the key is another certificate's.
         """
         before = self.marks()
-        pems = Pems(*(_bytes(path) for path in (self.certificate, self.key, self.ca)))
+        certificate, key, ca = (_bytes(path) for path in (self.certificate, self.key, self.ca))
+        ends: dict[Path, float] = {}
         if self.ca is not None:
-            _check_ca(self.ca)
+            ends[self.ca] = _check_ca(self.ca)
         if self.certificate is not None and self.key is not None:
-            _check_pair(self.certificate, self.key, purpose)
+            ends[self.certificate] = _check_pair(self.certificate, self.key, purpose)
         if self.marks() != before:
             raise TlsError(f"{self.certificate or self.ca} changed while it was read")
-        return pems
+        return Pems(certificate, key, ca, ends)
 
     @property
     def paths(self) -> list[Path]:
@@ -99,7 +107,10 @@ def _check_both(named: str, certificate: Path | None, key: Path | None) -> None:
 
 
 class _Watched:
-    """Files that are read again when they have changed. Those that cannot be used are told, once, and what was read before goes on."""
+    """Files that are read again when they have changed. Those that cannot be used are told, once, and what was read before goes on.
+
+    What expires soon, or has, is told at the first look, when it was read again, and once a day.
+    """
 
     def __init__(self, files: TlsFiles, purpose: str) -> None:
         """Raises TlsError when the files cannot be used."""
@@ -107,18 +118,27 @@ class _Watched:
         self._purpose = purpose
         self._marks = files.marks()
         self.pems = files.read(purpose)
+        self._warned_at = -math.inf
 
     def check(self) -> None:
-        """Takes changed files."""
+        """Takes changed files, and tells of what ends soon."""
         marks = self.files.marks()
-        if marks == self._marks:
-            return
-        self._marks = marks
+        if marks != self._marks:
+            self._marks = marks
+            self._read_again()
+        now = time.time()
+        # Also when the clock was set back.
+        if abs(now - self._warned_at) >= WARN_AGAIN_SECONDS:
+            self._warned_at = now
+            _warn_of_ends(self.pems.ends, now)
+
+    def _read_again(self) -> None:
         try:
             self._take(self.files.read(self._purpose))
         except TlsError as error:
             log.warning("changed certificates cannot be used; those from before go on", problem=str(error))
         else:
+            self._warned_at = -math.inf
             log.info("new connections use changed certificates", files=[str(path) for path in self.files.paths])
 
     def _take(self, pems: Pems) -> None:
@@ -151,8 +171,8 @@ class ServerTls(_Watched):
     async def watch(self) -> None:
         """Looks at the files every few seconds, until cancelled."""
         while True:
-            await asyncio.sleep(CHECK_SECONDS)
             await asyncio.to_thread(self.check)
+            await asyncio.sleep(CHECK_SECONDS)
 
     def _take(self, pems: Pems) -> None:
         self._context = _server_context(self.files)
@@ -230,18 +250,25 @@ def _mark(path: Path) -> tuple[int, int, int] | None:
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
-def _check_ca(path: Path) -> None:
+def _warn_of_ends(ends: Mapping[Path, float], now: float) -> None:
+    for path, end in ends.items():
+        if end - now < SOON_SECONDS:
+            moment = datetime.fromtimestamp(end, UTC).isoformat()
+            told = "a certificate expires soon; replace its file" if end > now else "a certificate has expired; replace its file"
+            log.warning(told, file=str(path), expires=moment)
+
+
+def _check_ca(path: Path) -> float:
+    """When the last of them expires. Raises TlsError when none of them counts."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     _trust(context, path)
     found = context.get_ca_certs()
     if not found:
         raise TlsError(f"{path} holds no certificate of an authority; give the one that issued the certificates of the other side")
-    if not any(_is_valid(str(certificate["notAfter"])) for certificate in found):
-        raise TlsError(f"every certificate of an authority in {path} has expired, the last one at {found[-1]['notAfter']}")
-
-
-def _is_valid(not_after: str) -> bool:
-    return ssl.cert_time_to_seconds(not_after) > time.time()
+    end, last = max((ssl.cert_time_to_seconds(str(one["notAfter"])), str(one["notAfter"])) for one in found)
+    if end <= time.time():
+        raise TlsError(f"every certificate of an authority in {path} has expired, the last one at {last}")
+    return end
 
 
 def _trust(context: ssl.SSLContext, path: Path) -> None:
@@ -283,8 +310,8 @@ def _server_context(files: TlsFiles) -> ssl.SSLContext:
     return context
 
 
-def _check_pair(certificate: Path, key: Path, purpose: str) -> None:
-    """Raises TlsError when a peer would not take it: a handshake with ourselves in which only the certificate itself is trusted."""
+def _check_pair(certificate: Path, key: Path, purpose: str) -> float:
+    """When it expires. Raises TlsError when a peer would not take it: a handshake with ourselves in which it alone is trusted."""
     server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
     for context in (server, client):
@@ -294,17 +321,21 @@ def _check_pair(certificate: Path, key: Path, purpose: str) -> None:
     judge.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     _trust(judge, certificate)
     try:
-        _shake_hands(server, client)
+        ends = _shake_hands(server, client)
     except ssl.SSLCertVerificationError as error:
         raise TlsError(f"the certificate {certificate} does not count as that of a {purpose}: {error.verify_message}") from error
+    shown = next(found for found in (end.getpeercert() for end in ends) if found)
+    return ssl.cert_time_to_seconds(str(shown["notAfter"]))
 
 
-def _shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> None:
-    """In memory. Raises ssl.SSLError."""
+def _shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> list[ssl.SSLObject]:
+    """In memory; both ends. Raises ssl.SSLError."""
     upwards, downwards = ssl.MemoryBIO(), ssl.MemoryBIO()
-    left = [client.wrap_bio(downwards, upwards), server.wrap_bio(upwards, downwards, server_side=True)]
+    ends = [client.wrap_bio(downwards, upwards), server.wrap_bio(upwards, downwards, server_side=True)]
+    left = list(ends)
     while left:
         for one in list(left):
             with contextlib.suppress(ssl.SSLWantReadError):
                 one.do_handshake()
                 left.remove(one)
+    return ends

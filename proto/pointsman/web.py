@@ -88,7 +88,7 @@ class HttpServer:
         if not self._reuse_port:
             check_free(listen)
         self._config.host, self._config.port = listen.host, listen.port
-        sock = _bind(listen, reuse_port=self._reuse_port)
+        sock = listening_socket(listen, reuse_port=self._reuse_port)
         self.address = Address(listen.host, sock.getsockname()[1])
         self._task = asyncio.create_task(self._server.serve(sockets=[sock]), name="http server")
 
@@ -100,7 +100,8 @@ class HttpServer:
             await self._task
 
 
-def _bind(listen: Address, *, reuse_port: bool) -> socket.socket:
+def listening_socket(listen: Address, *, reuse_port: bool = False) -> socket.socket:
+    """Listens already. Raises OSError when the address cannot be listened on."""
     family, kind, _, _, address = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM)[0]
     sock = socket.socket(family, kind)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -24,6 +24,7 @@ NAMES = (
     "engine",
     "inference",
     "authorization",
+    "revocation",
 )
 
 MAX_FILES = 20_000

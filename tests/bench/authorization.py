@@ -47,11 +47,11 @@ async def rows() -> list[Row]:
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         free = await stack.enter_async_context(_open(folder / "open"))
-        closed = await stack.enter_async_context(_closed(folder / "closed"))
-        costs = await _costs(folder, free, closed)
-        bad = await _bad(folder, closed)
-        flood = await _flood(folder, closed)
-        return [*costs, bad, *flood, *await _many(folder, closed)]
+        guarded = await stack.enter_async_context(closed(folder / "closed"))
+        costs = await _costs(folder, free, guarded)
+        bad = await _bad(folder, guarded)
+        flood = await _flood(folder, guarded)
+        return [*costs, bad, *flood, *await _many(folder, guarded)]
 
 
 @asynccontextmanager
@@ -63,25 +63,28 @@ async def _open(folder: Path) -> AsyncIterator[Installation]:
 
 
 @asynccontextmanager
-async def _closed(folder: Path) -> AsyncIterator[Installation]:
+async def closed(folder: Path) -> AsyncIterator[Installation]:
+    """With tokens; the app `bench` has a release in production."""
     folder.mkdir()
     done = await run(BIN / "pointsman", "token", "bootstrap", "--store", f"sqlite:///{folder / 'pointsman.db'}")
     admin = done.stdout.strip()
     async with start_control_plane(folder) as plane:
         async with grpc.aio.insecure_channel(plane.grpc) as channel:
             tokens = tokens_pb2_grpc.TokenServiceStub(channel)
-            own, caller = [await _made(tokens, admin, role) for role in ("GATEWAY", "TRIGGER")]
+            own, caller = [await made(tokens, admin, role) for role in ("GATEWAY", "TRIGGER")]
         async with start_gateway(folder, plane.grpc, POINTSMAN_TOKEN=own) as gateway:
             await _serve(plane, admin)
             yield Installation(plane, gateway, admin, caller)
 
 
-async def _made(tokens: tokens_pb2_grpc.TokenServiceStub, admin: str, role: str, name: str = "") -> str:
+async def made(tokens: tokens_pb2_grpc.TokenServiceStub, admin: str, role: str, name: str = "") -> str:
+    """The secret of a new token."""
     request = tokens_pb2.CreateTokenRequest(name=name or role.lower(), role=tokens_pb2.Token.Role.Value(role))
-    return (await tokens.CreateToken(request, metadata=_shown(admin))).secret
+    return (await tokens.CreateToken(request, metadata=shown(admin))).secret
 
 
-def _shown(secret: str) -> Any:
+def shown(secret: str) -> Any:
+    """As metadata."""
     return (("authorization", f"Bearer {secret}"),) if secret else None
 
 
@@ -89,8 +92,8 @@ async def _serve(plane: Server, admin: str) -> None:
     request = releases_pb2.CreateReleaseRequest(app="bench", tag="v1", deploy_to="production")
     json_format.ParseDict(CONFIG, request.config)
     async with grpc.aio.insecure_channel(plane.grpc) as channel:
-        await apps_pb2_grpc.AppServiceStub(channel).CreateApp(apps_pb2.CreateAppRequest(app="bench"), metadata=_shown(admin))
-        await releases_pb2_grpc.ReleaseServiceStub(channel).CreateRelease(request, metadata=_shown(admin))
+        await apps_pb2_grpc.AppServiceStub(channel).CreateApp(apps_pb2.CreateAppRequest(app="bench"), metadata=shown(admin))
+        await releases_pb2_grpc.ReleaseServiceStub(channel).CreateRelease(request, metadata=shown(admin))
 
 
 async def _costs(folder: Path, free: Installation, closed: Installation) -> list[Row]:
@@ -169,7 +172,7 @@ async def _many(folder: Path, closed: Installation) -> list[Row]:
 
         async def make() -> None:
             for number in names:
-                await _made(tokens, closed.admin, "TRIGGER", f"token-{number}")
+                await made(tokens, closed.admin, "TRIGGER", f"token-{number}")
 
         await asyncio.gather(*(make() for _ in range(CALLERS)))
     added = memory_bytes(closed.gateway.pid) - before

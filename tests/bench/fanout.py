@@ -58,13 +58,14 @@ Peer = tuple[Streams, Callable[[], Awaitable[object]]]
 
 
 @asynccontextmanager
-async def streams(kind: str, address: str, count: int) -> AsyncIterator[Streams]:
-    """Opens them, and waits until all are in sync."""
+async def streams(kind: str, address: str, count: int, *more: str) -> AsyncIterator[Streams]:
+    """Opens them, and waits until all are in sync; `more` as fanout_client takes it."""
     async with AsyncExitStack() as stack:
         processes = []
         each = max(1, count // CLIENT_PROCESSES)
         for first in range(0, count, each):
-            command = (sys.executable, "-m", "tests.bench.fanout_client", kind, address, str(min(each, count - first)), str(first))
+            numbers = (str(min(each, count - first)), str(first))
+            command = (sys.executable, "-m", "tests.bench.fanout_client", kind, address, *numbers, *more)
             processes.append(await stack.enter_async_context(child(*command)))
         await asyncio.gather(*(line(process) for process in processes))
         yield Streams(processes)

@@ -1,6 +1,6 @@
 """One process of watchers, for the fan-out benchmark: opens COUNT streams, each on its own connection, and notes every receipt.
 
-    python -m tests.bench.fanout_client pointsman|etcd|bare|answering|gateway|fetching|returning ADDRESS COUNT FIRST
+    python -m tests.bench.fanout_client pointsman|etcd|bare|answering|gateway|fetching|revoked|returning ADDRESS COUNT FIRST [TOKEN]
 
 Prints `open` when every stream is in sync. Then, for each round, reads one line `<rounds seen so far + 1>` from stdin, waits until
 every stream has had that many events and prints the receipts of the last as seconds of the system's monotonic clock.
@@ -13,11 +13,12 @@ import itertools
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import grpc
 import uvloop
 
-from pointsman.v1 import deployments_pb2, deployments_pb2_grpc
+from pointsman.v1 import deployments_pb2, deployments_pb2_grpc, gateways_pb2
 from tests.bench import etcd
 from tests.simulated_gateway import SimulatedGateway
 
@@ -102,6 +103,18 @@ async def watch_fetching(channel: grpc.aio.Channel, index: int, told: Told) -> N
     await watch_gateway(channel, index, told, fetch=True)
 
 
+async def watch_revoked(channel: grpc.aio.Channel, index: int, told: Told, *, token: str) -> None:
+    """The same with a token of its own; events are Updates by which it drops another's."""
+    gateway = SimulatedGateway(f"bench-{index}", token=token)
+
+    def updated(update: gateways_pb2.SyncResponse.Update) -> None:
+        if update.synced or any(not known.secret_hash for known in update.tokens):
+            told(not update.synced)
+
+    gateway.on_update = updated
+    await gateway.run(channel)
+
+
 async def returning(address: str, index: int, told: Told) -> None:
     """A simulated gateway that comes back whenever its stream ends; events are that it is in sync again."""
     gateway = SimulatedGateway(f"bench-{index}")
@@ -120,9 +133,10 @@ KINDS = {
 }
 
 
-async def main(kind: str, address: str, count: int, first: int) -> None:
+async def main(kind: str, address: str, count: int, first: int, token: str = "") -> None:
     """Serves rounds until stdin ends."""
     receipts = Receipts(count)
+    watch = partial(watch_revoked, token=token) if kind == "revoked" else KINDS.get(kind)
 
     async def one(index: int) -> None:
         events = 0
@@ -138,7 +152,8 @@ async def main(kind: str, address: str, count: int, first: int) -> None:
         if kind == "returning":
             await returning(address, index, told)
         async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:
-            await KINDS[kind](channel, index, told)
+            assert watch is not None, kind
+            await watch(channel, index, told)
 
     tasks = [asyncio.create_task(one(first + index)) for index in range(count)]
     for task in tasks:
@@ -158,4 +173,4 @@ async def main(kind: str, address: str, count: int, first: int) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
+    uvloop.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), *sys.argv[5:]))

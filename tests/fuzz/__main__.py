@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz [NAME...] [--cases N] [--seed N]`: runs the targets that are named, else all; exit status 1 when anything failed.
+"""`python -m tests.fuzz [NAME...] [--cases N] [--seed N]`: runs the targets that are named, else all; says how many cases that were; exit status 1 when anything failed.
 
 `--cases` is how many in all; without it a full run. Each target is a process of its own, so that one that it ends is told too.
 """
@@ -11,8 +11,11 @@ import random
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.fuzz.engine import HEADING, Target, run_all
 
@@ -34,6 +37,14 @@ MODULES = (
 # Few, so that neither side of a conversation waits for a processor long.
 JOBS = 2
 MAX_TOLD_CHARS = 20_000
+
+
+class Outcome(NamedTuple):
+    """Of one target's process: what to print, how many cases were tried, and whether anything failed."""
+
+    told: str
+    cases: int
+    did_fail: bool
 
 
 def targets() -> dict[str, Target]:
@@ -64,18 +75,26 @@ def main() -> None:
         results = run_all(chosen, lambda target: max(1, round(target.share * part)), seed, given.trace)
         sys.exit(any(result.failures for result in results))
     print(f"seed {seed}", HEADING, sep="\n", flush=True)
-    failed = []
+    sys.exit(_run_each(chosen, {target.name: max(1, round(target.share * part)) for target in chosen}, seed))
+
+
+def _run_each(chosen: Sequence[Target], wanted: Mapping[str, int], seed: int) -> int:
+    """Prints the outcomes and what they come to; the exit status."""
+    began, tried, failed = time.monotonic(), 0, []
     with ThreadPoolExecutor(JOBS) as jobs:
-        running = [jobs.submit(_child, target, max(1, round(target.share * part)), seed) for target in chosen]
+        running = [jobs.submit(_child, target, wanted[target.name], seed) for target in chosen]
         for target, job in zip(chosen, running, strict=True):
-            told, did_fail = job.result()
-            print(told, flush=True)
-            failed += [target.name] if did_fail else []
-    sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
+            outcome = job.result()
+            print(outcome.told, flush=True)
+            tried += outcome.cases
+            failed += [target.name] if outcome.did_fail else []
+    minutes = (time.monotonic() - began) / 60
+    print(f"{tried:,} cases in {minutes:.1f} minutes; failed: {', '.join(failed) or 'none'}", flush=True)
+    return 1 if failed else 0
 
 
-def _child(target: Target, cases: int, seed: int) -> tuple[str, bool]:
-    """What to print, with what ended the process if something did; and whether anything failed."""
+def _child(target: Target, cases: int, seed: int) -> Outcome:
+    """Tells what ended the process, if something did. One that tried too few cases has failed."""
     with tempfile.TemporaryDirectory(prefix="pointsman-fuzz-") as folder:
         trace = Path(folder, "case")
         command = [
@@ -93,12 +112,16 @@ def _child(target: Target, cases: int, seed: int) -> tuple[str, bool]:
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         told = done.stdout.splitlines()[2:]
-        if done.returncode:
-            told.append(done.stderr[-MAX_TOLD_CHARS:])
-        if not done.stdout.splitlines()[2:]:
+        # The table has one row: name, cases, and so on.
+        tried = int(told[0].split()[1]) if told else 0
+        if not told:
             last = trace.read_text()[:MAX_TOLD_CHARS] if trace.exists() else "none"
             told.append(f"{target.name} ended with status {done.returncode} at the case {last}")
-    return "\n".join(told), done.returncode != 0
+        elif done.returncode == 0 and tried < cases:
+            told.append(f"{target.name} tried {tried} cases of {cases}")
+        if done.returncode:
+            told.append(done.stderr[-MAX_TOLD_CHARS:])
+    return Outcome("\n".join(told), tried, done.returncode != 0 or tried < cases)
 
 
 if __name__ == "__main__":
