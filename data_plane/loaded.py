@@ -77,6 +77,8 @@ class LoadedEndpoint:
     max_concurrency: int
     schema: Schema | None
     pipeline: LoadedPipeline
+    redact: Callable[[str], str] = str
+    """Takes the values of secrets out of a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,7 @@ class _Compiler:
             max_concurrency=endpoint.max_concurrency,
             schema=schema if endpoint.HasField("input_schema") else None,
             pipeline=pipeline,
+            redact=self._compiling.secrets.redact,
         )
 
     def pipeline(self, path: str, pipeline: Pipeline) -> LoadedPipeline:

@@ -71,6 +71,8 @@ class Run:
     """A step was ended by the trigger's deadline. Timers may be early by a moment, so the clock alone does not tell."""
     emit: Emit | None = None
     trace: Trace | None = None
+    redact: Callable[[str], str] = str
+    """The endpoint's, once it runs."""
     pause: Callable[[float], Any] = asyncio.sleep
     jitter: Callable[[float, float], float] = random.uniform
 
@@ -95,7 +97,7 @@ async def run(endpoint: LoadedEndpoint, running: Run) -> Any:
         StepFailed: a step, a gate or the output expression failed.
         StepTimeout: a step, or the trigger, ran out of time.
     """
-    pipeline = endpoint.pipeline
+    pipeline, running.redact = endpoint.pipeline, endpoint.redact
     for stage in pipeline.stages:
         if stage.gate is not None and not _decide(running, running.variables, stage.gate, stage.name):
             for step in stage.steps:
@@ -226,6 +228,7 @@ def _skip(running: Run, stage: LoadedStage, step: LoadedStep) -> None:
 
 
 def _failed(running: Run, stage: str, step: str, cause: str, *, attempts: int = 1) -> StepFailed:
+    cause = running.redact(cause)
     tried = f" after {attempts} attempts" if attempts > 1 else ""
     return StepFailed(f"{_where(stage, step)} failed{tried}: {cause}.", cause=cause, **_metadata(running, stage, step))
 

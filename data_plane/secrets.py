@@ -13,6 +13,8 @@ from pointsman.upstreams import SECRET_REFERENCE
 
 VARIABLE_PREFIX = "POINTSMAN_SECRET_"
 SHORTEST_REDACTED = 4
+# Of a long text, to find what is shown of it: far more than that, so that no half of a secret is left.
+EXCERPT_OF_CHARS = 32 * 1024
 
 
 class SecretMissingError(Exception):
@@ -41,6 +43,10 @@ class Secrets:
             longest_first = sorted(known, key=len, reverse=True)
             self._pattern = len(longest_first), re.compile("|".join(map(re.escape, longest_first)))
         return self._pattern[1].sub(lambda match: known[match[0]], text)
+
+    def excerpt(self, text: str, chars: int) -> str:
+        """The beginning of what redact gives."""
+        return self.redact(text[:EXCERPT_OF_CHARS])[:chars]
 
     def _find(self, name: str) -> str:
         value = self._look_up(name)

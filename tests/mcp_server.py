@@ -38,6 +38,12 @@ async def explode() -> str:
     raise ToolError("the order book is on fire")
 
 
+@server.tool()
+async def complain(text: str) -> str:
+    """Repeats what it was given, as an error."""
+    raise ToolError(text)
+
+
 hung: Counter[str] = Counter()
 
 

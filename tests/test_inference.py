@@ -209,6 +209,17 @@ async def test_a_bad_answer_fails_the_step_and_shows_no_key(upstream: ScriptedUp
     assert KEY not in failed.value.message + repr(failed.value.metadata)
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_what_a_model_repeats_of_the_key_is_not_told(upstream: ScriptedUpstream, clients: Clients, streamed: bool):
+    upstream.completions = [{"role": "assistant", "refusal": f"{'x' * 190}{KEY} is no key"}]
+    now = running(clients)
+    now.emit = (lambda _: None) if streamed else None
+    with pytest.raises(StepFailed, match=r"x\[secret KE") as failed:
+        await run(asking(upstream.url, prompt="Hi"), now)
+    assert KEY[:5] not in failed.value.message + repr(failed.value.metadata)
+    assert KEY not in repr(asking(upstream.url))
+
+
 async def test_nobody_there_and_nobody_answering(upstream: ScriptedUpstream, clients: Clients):
     with pytest.raises(StepFailed, match="cannot be reached"):
         await run(asking("http://127.0.0.1:9", prompt="Hi"), running(clients))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from google.protobuf import json_format
+from starlette.responses import PlainTextResponse
 
 from data_plane.loaded import LoadedEndpoint, compile_release
 from data_plane.pipeline import Run, Trigger, run
@@ -44,6 +45,22 @@ def calling(url: str, arguments: str = "{}", tool: dict[str, Any] | None = None,
         "pipelines": [{"name": "p", "stages": [{"name": "s", "steps": [one]}]}],
         "tools": [described],
     }
+    return compiled(config)
+
+
+def compiled_with(transform: dict[str, Any], url: str) -> LoadedEndpoint:
+    """Calls the tool with the whole input, then the transform."""
+    http = {"url": url, "method": "POST", "headers": {"Authorization": "Bearer ${secret:KEY}"}}
+    steps = [{"name": "call", "tool_call": {"tool": "t", "arguments": "input"}}, {"name": "after", "transform": transform}]
+    config = {
+        "endpoints": [{"name": "e", "pipeline": "p"}],
+        "pipelines": [{"name": "p", "stages": [{"name": "s", "steps": steps}]}],
+        "tools": [{"name": "t", "http": http}],
+    }
+    return compiled(config)
+
+
+def compiled(config: dict[str, Any]) -> LoadedEndpoint:
     snapshot = json_format.ParseDict(config, AppConfig()).SerializeToString(deterministic=True)
     return compile_release(digest_of(snapshot), snapshot, Secrets(environment={"POINTSMAN_SECRET_KEY": SECRET})).endpoints["e"]
 
@@ -106,6 +123,24 @@ async def test_a_bad_answer_is_a_failed_step_that_says_why(upstream, clients, pa
     assert (failed.value.metadata["stage"], failed.value.metadata["step"]) == ("s", "call")
     assert SECRET not in repr(failed.value.metadata) + failed.value.message
     assert upstream.calls[path] == 1
+
+
+async def test_an_upstream_that_repeats_its_key_does_not_tell_it_to_callers_nor_half_of_it(upstream, clients):
+    endpoint = calling(upstream.url + "/broken")
+    for before in ("", "x" * 190):
+        upstream.script["GET /broken"] = [PlainTextResponse(f"{before}{SECRET} is no key", 403)]
+        with pytest.raises(StepFailed) as failed:
+            await run(endpoint, running(clients))
+        told = failed.value.metadata["cause"] + failed.value.message
+        assert f"answered 403: {before}[secret " in told
+        assert SECRET[:7] not in told
+    # Nor does an expression that quotes what it was given.
+    said = compiled_with({"expression": "input[steps.call.body.said]"}, upstream.url + "/echo")
+    with pytest.raises(StepFailed) as failed:
+        await run(said, running(clients, said=SECRET))
+    assert "[secret KEY]" in failed.value.message
+    assert SECRET not in failed.value.message + repr(failed.value.metadata)
+    assert SECRET not in repr(said)
 
 
 async def test_nobody_there_is_a_failed_step(clients):

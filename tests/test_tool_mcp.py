@@ -67,6 +67,13 @@ async def test_what_goes_wrong_there_fails_the_step_with_the_reason(clients):
         assert await run(calling(url, "greet", "{'name': 'Ada'}"), running(clients)) == "Hello Ada"
 
 
+async def test_what_a_server_repeats_of_a_secret_is_not_told(clients):
+    async with mcp_server() as url:
+        for before in ("", "x" * 170):
+            cause = await failing(calling(url, "complain", "{'text': input.text}"), clients, text=f"{before}canary-4711")
+            assert f"{before}[secret" in cause
+
+
 async def test_who_hangs_up_takes_the_call_along(clients):
     async with mcp_server() as url:
         task = asyncio.create_task(run(calling(url, "hang"), running(clients)))

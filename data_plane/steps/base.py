@@ -49,6 +49,10 @@ class Compiling:
     shared: dict[str, Any] = field(default_factory=dict)
     """What the steps of one release have in common, by a key of the kind that made it."""
 
+    def excerpt(self, text: str) -> str:
+        """What is shown of what somebody else says: its beginning, without secrets, which some repeat."""
+        return self.secrets.excerpt(text, MAX_SHOWN_CHARS)
+
 
 @dataclass(frozen=True, slots=True)
 class Clients:

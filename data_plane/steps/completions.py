@@ -102,8 +102,8 @@ def read_message(who: str, body: bytes) -> Message:
     return _with_usage(message, answer.model, answer.usage)
 
 
-async def read_stream(response: httpx2.Response, who: str, delta: Callable[[str], None]) -> Message:
-    """The whole message, its text told as it comes. Raises StepError, also when the stream is cut."""
+async def read_stream(response: httpx2.Response, who: str, delta: Callable[[str], None], excerpt: Callable[[str], str]) -> Message:
+    """The whole message, its text told as it comes; `excerpt` is what is shown of a text. Raises StepError, also when the stream is cut."""
     text: list[str] = []
     calls: dict[int, dict[str, Any]] = {}
     refusal, model, usage = "", None, None
@@ -116,7 +116,7 @@ async def read_stream(response: httpx2.Response, who: str, delta: Callable[[str]
             if data == b"[DONE]":
                 done = True
                 break
-            chunk = _chunk(who, data)
+            chunk = _chunk(who, data, excerpt)
             model, usage = chunk.model or model, chunk.usage or usage
             choice = chunk.choices[0] if chunk.choices else None
             if choice is None or choice.index != 0:
@@ -143,13 +143,13 @@ async def read_stream(response: httpx2.Response, who: str, delta: Callable[[str]
     return _with_usage(message, model, usage)
 
 
-def _chunk(who: str, data: bytes) -> _Chunk:
+def _chunk(who: str, data: bytes, excerpt: Callable[[str], str]) -> _Chunk:
     try:
         chunk = _decode_chunk(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _not_as_expected(who, error) from None
     if chunk.error:
-        raise StepError(f"{who} broke off: {str(chunk.error)[:MAX_SHOWN_CHARS]}")
+        raise StepError(f"{who} broke off: {excerpt(str(chunk.error))}")
     return chunk
 
 

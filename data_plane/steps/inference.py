@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from data_plane.steps.base import MAX_SHOWN_CHARS, CannotCompileError, Compiling, Runner, StepContext, StepError, Variables
+from data_plane.steps.base import CannotCompileError, Compiling, Runner, StepContext, StepError, Variables
 from data_plane.steps.completions import Message, ToolCall, tool_call
 from data_plane.steps.targets import Targets
 from data_plane.steps.tools import CompiledTool, compile_tool
@@ -57,6 +57,7 @@ class _Conversation:
         if model is None:
             raise CannotCompileError(f"there is no model {inference.model!r}")
         self._who = f"model {model.name!r}"
+        self._excerpt = compiling.excerpt
         self._targets = Targets.of(model, compiling)
         self._system = compile_template(inference.system) if inference.system else None
         self._prompt = compile_template(inference.prompt) if inference.prompt else None
@@ -146,7 +147,7 @@ class _Conversation:
     def _words(self, message: Message) -> str:
         # A stream that refuses has an empty text.
         if message.refusal and not message.content:
-            raise StepError(f"{self._who} refused to answer: {message.refusal[:MAX_SHOWN_CHARS]}")
+            raise StepError(f"{self._who} refused to answer: {self._excerpt(message.refusal)}")
         if message.content is None:
             raise StepError(f"{self._who} answered neither text nor tool calls")
         if "\0" in message.content:

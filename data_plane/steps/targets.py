@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
@@ -16,7 +16,7 @@ import msgspec
 
 from data_plane.hosts import HEADER_REFUSED
 from data_plane.steps.answers import read_body, retry_after, send
-from data_plane.steps.base import MAX_SHOWN_CHARS, RETRYABLE_STATUSES, Compiling, StepContext, StepError, Usage
+from data_plane.steps.base import RETRYABLE_STATUSES, Compiling, StepContext, StepError, Usage
 from data_plane.steps.completions import Message, read_message, read_stream
 from pointsman.v1.config_pb2 import Model, ModelTarget
 
@@ -37,7 +37,7 @@ class _Target:
 
     url: str
     model: str
-    headers: dict[str, str]
+    headers: dict[str, str] = field(repr=False)
     failures: int = 0
     passed_over_until: float = 0.0
 
@@ -62,6 +62,7 @@ class Targets:
     def __init__(self, model: Model, compiling: Compiling) -> None:
         """Raises SecretMissingError."""
         self.name = model.name
+        self._excerpt = compiling.excerpt
         self._targets = [_target(target, model.name, compiling) for target in model.targets]
 
     @classmethod
@@ -141,11 +142,11 @@ class Targets:
         response = await send(context.clients, sent, who, retryable=True)
         try:
             if told is not None and response.is_success and "event-stream" in response.headers.get("content-type", ""):
-                message = await read_stream(response, who, told)
+                message = await read_stream(response, who, told, self._excerpt)
             else:
                 answer = await read_body(response, who, retryable=True)
                 if not response.is_success:
-                    raise _status_error(who, response, answer)
+                    raise _status_error(who, response, self._excerpt(answer.decode(errors="replace")).strip())
                 message = read_message(who, answer)
                 if told is not None and message.content:
                     told(message.content)
@@ -170,8 +171,7 @@ class _Told:
         self._delta(text)
 
 
-def _status_error(who: str, response: httpx2.Response, answer: bytes) -> StepError:
-    shown = answer.decode(errors="replace")[:MAX_SHOWN_CHARS].strip()
+def _status_error(who: str, response: httpx2.Response, shown: str) -> StepError:
     message = f"{who} answered {response.status_code}{f': {shown}' if shown else ''}"
     if response.status_code in REFUSED_STATUSES:
         return _RefusedError(message)

@@ -29,6 +29,7 @@ class _HttpCall:
     def __init__(self, tool: Tool, compiling: Compiling, *, retry_safe: bool) -> None:
         http: HttpTool = tool.http
         self._name = tool.name
+        self._excerpt = compiling.excerpt
         self._method = http.method or "GET"
         self._retry_safe = retry_safe
         self._url = compile_template(http.url, variables=TOOL_VARIABLES, quote_url=True)
@@ -82,7 +83,7 @@ class _HttpCall:
         body = await read_body(response, f"tool {self._name!r} at {_origin(request)}", retryable=self._retry_safe)
         text = body.decode(errors="replace")
         if not response.is_success:
-            shown = f": {text[:MAX_SHOWN_CHARS].strip()}" if text.strip() else ""
+            shown = f": {self._excerpt(text).strip()}" if text.strip() else ""
             retryable = self._retry_safe and response.status_code in RETRYABLE_STATUSES
             after = retry_after(response)
             message = f"tool {self._name!r} answered {response.status_code}{shown}"

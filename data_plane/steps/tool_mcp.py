@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from data_plane.mcp_sessions import McpUnavailableError, is_installed
-from data_plane.steps.base import MAX_ANSWER_BYTES, MAX_SHOWN_CHARS, CannotCompileError, Clients, Compiling, StepError, Variables
+from data_plane.steps.base import MAX_ANSWER_BYTES, CannotCompileError, Clients, Compiling, StepError, Variables
 from pointsman.v1.config_pb2 import Tool
 from pointsman.values import NUL_REFUSED, decode_json
 
@@ -31,21 +31,21 @@ def compile_mcp(tool: Tool, compiling: Compiling) -> Any:
             retryable = error.retryable and (retry_safe or not error.may_have_run)
             raise StepError(f"{who}: its MCP server: {error}", retryable=retryable) from None
         except MCPError as error:
-            raise StepError(f"{who}: its MCP server refused the call: {str(error)[:MAX_SHOWN_CHARS]}") from None
+            raise StepError(f"{who}: its MCP server refused the call: {compiling.excerpt(str(error))}") from None
         except ValidationError as error:
             raise StepError(f"{who}: its MCP server did not answer as MCP does: {error.error_count()} errors") from None
         except RuntimeError as error:
             # What the library raises when an answer is not what the tool's output schema, or the protocol, promises.
-            raise StepError(f"{who}: {str(error).splitlines()[0][:MAX_SHOWN_CHARS]}") from None
-        return _answer(who, result)
+            raise StepError(f"{who}: {compiling.excerpt(str(error).splitlines()[0])}") from None
+        return _answer(who, result, compiling)
 
     return call
 
 
-def _answer(who: str, result: Any) -> Any:
+def _answer(who: str, result: Any, compiling: Compiling) -> Any:
     text = "\n".join(block.text for block in result.content if block.type == "text")
     if result.is_error:
-        raise StepError(f"{who} failed: {text[:MAX_SHOWN_CHARS].strip() or 'it gave no reason'}")
+        raise StepError(f"{who} failed: {compiling.excerpt(text).strip() or 'it gave no reason'}")
     if result.structured_content is not None:
         try:
             return decode_json(msgspec.json.encode(result.structured_content))
