@@ -117,6 +117,7 @@ FORGED = {
     "a name with a line break": lambda: signed(EC, claims(sub="ann\nok")),
     "a name without end": lambda: signed(EC, claims(sub="a" * 300)),
     "critical extensions": lambda: signed(EC, claims(), crit=["b64"], b64=False),
+    "critical extensions that are null": lambda: by_hand({"alg": "ES256", "kid": "ec", "crit": None}, claims(), b"x" * 64),
     "another kind of thing": lambda: signed(EC, claims(), typ="dpop+jwt"),
     "no object": lambda: signed(EC, b"[1]"),
     "no JSON": lambda: signed(EC, b"\xff{"),

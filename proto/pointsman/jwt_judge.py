@@ -43,7 +43,8 @@ class _Header(msgspec.Struct):
     alg: str
     kid: str | None = None
     typ: str | None = None
-    crit: msgspec.Raw | None = None
+    # Also null, which the library would iterate over.
+    crit: msgspec.Raw = msgspec.Raw()
 
 
 class _Claims(msgspec.Struct):
@@ -131,7 +132,7 @@ class JwtJudge(Generic[P]):
             header = msgspec.json.decode(urlsafe_b64decode(head.encode()), type=_Header)
         except (ValueError, msgspec.MsgspecError, RecursionError):
             self._refuse("its header cannot be read")
-        if header.alg not in ALGORITHMS or header.crit is not None or (header.typ and header.typ.lower()) not in _TYPES:
+        if header.alg not in ALGORITHMS or header.crit or (header.typ and header.typ.lower()) not in _TYPES:
             self._refuse("its algorithm or type is not taken")
         if not self._keys.known:
             self._refuse("the keys were never read", "This server could not read the keys of JWTs yet; try again later, or show a token.")

@@ -24,6 +24,7 @@ MODULES = (
     "snapshots",
     "app_files",
     "values",
+    "jwts",
     "grpc_calls",
     "http_requests",
     "streams",
