@@ -59,7 +59,7 @@ class LoadedStage:
 
 @dataclass(frozen=True, slots=True)
 class LoadedPipeline:
-    """One compiled pipeline. Without an output expression the answer is the output of the last step that ran."""
+    """One compiled pipeline. Without an output expression the answer is the output of the last step that succeeded."""
 
     name: str
     stages: tuple[LoadedStage, ...]

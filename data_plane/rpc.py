@@ -18,6 +18,7 @@ from data_plane.status import Status
 from data_plane.streaming import told
 from data_plane.tracing import trace_of
 from pointsman.errors import InvalidInput, PointsmanError, TooLarge, Violation
+from pointsman.serving_calls import METADATA
 from pointsman.v1 import trigger_pb2 as pb
 from pointsman.v1 import trigger_pb2_grpc
 from pointsman.values import from_struct, refusal, to_value
@@ -62,7 +63,7 @@ class TriggerServicer(trigger_pb2_grpc.TriggerServiceServicer):
 
     def _asked(self, request: pb.TriggerRequest | pb.TriggerStreamRequest, context: Context) -> Asked:
         """What is asked for. Raises PermissionDenied, RateLimited, TooLarge, InvalidInput."""
-        metadata = {str(key): str(value) for key, value in context.invocation_metadata() or ()}
+        metadata = METADATA.get()
         caller = CALLER.get()
         app = request.app or only_app(caller)
         asked = partial(

@@ -18,6 +18,7 @@ from protovalidate import Validator
 from pointsman import schemas, upstreams
 from pointsman.errors import Violation, did_you_mean
 from pointsman.expressions import TOOL_VARIABLES, VARIABLES, ExpressionError, compile_expression, compile_template
+from pointsman.sound_requests import SoundRequests
 from pointsman.upstreams import HEADER_NAME, SECRET_MISPLACED, SECRET_QUOTED, SECRET_REFERENCE, SECRET_START, with_secrets
 from pointsman.v1.config_pb2 import AppConfig, Endpoint, Pipeline, Step, Tool
 
@@ -41,6 +42,7 @@ PATTERNS = {
     "^sha256:[0-9a-f]{64}$": "sha256: and 64 hex digits",
 }
 _validator = Validator()
+_sound = SoundRequests()
 MAX_NANOS = 999_999_999
 # Seconds from and to, and the least nanoseconds.
 _TIMES = {
@@ -54,7 +56,12 @@ _MAY_HAVE_NUL = _CHECKED_ELSEWHERE | {"pointsman.v1.SyncRequest.Rejection"}
 
 def check_request(message: Message) -> list[Violation]:
     """Every rule that a request breaks. Paths inside an AppConfig have no prefix: they are those of the author's file."""
+    key = _sound.key_of(message)
+    if key is not None and _sound.has(message, key):
+        return []
     violations = [*_field_rules(message), *_nul_in(message)]
+    if key is not None and not violations:
+        _sound.add(message, key)
     for field, value in message.ListFields():
         if field.message_type is not None and field.message_type.full_name == AppConfig.DESCRIPTOR.full_name:
             violations += check_config(value)

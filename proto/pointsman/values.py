@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.struct_pb2 import ListValue, NullValue, Struct, Value
+from google.protobuf.struct_pb2 import NullValue, Struct, Value
 
 # Beyond this a double does not tell neighbouring integers apart (RFC 8259, section 6).
 MAX_EXACT_INTEGER = 2**53
@@ -45,22 +45,28 @@ _MANY_DIGITS, _ANY_DIGIT = b"0" * 19, bytes.maketrans(b"123456789", b"0" * 9)
 _ESCAPES = re.compile(rb"\\.")
 _STRINGS = re.compile(rb'"[^"]*"')
 _NO_MARKS = bytes(set(range(256)) - set(b'[]{}"'))
+# The first spares almost every value the slow look at the second.
+MAPS = (dict, Mapping)
 _ONE_KIND = bytes.maketrans(b"{}", b"[]")
 
 
 def refusal(plain: Any) -> str:
     """Why a plain value that did not come as JSON cannot be taken: words that follow its name; empty when it can."""
-    if has_nul(plain):
-        return NUL_REFUSED
-    return "" if _finite(plain) else NUMBER_REFUSED
-
-
-def _finite(plain: Any) -> bool:
+    if isinstance(plain, str):
+        return NUL_REFUSED if "\0" in plain else ""
     if isinstance(plain, float):
-        return math.isfinite(plain)
-    if isinstance(plain, Mapping):
-        return all(map(_finite, plain.values()))
-    return not isinstance(plain, list) or all(map(_finite, plain))
+        return "" if math.isfinite(plain) else NUMBER_REFUSED
+    if isinstance(plain, MAPS):
+        for key, value in plain.items():
+            if "\0" in key:
+                return NUL_REFUSED
+            if refused := refusal(value):
+                return refused
+    elif isinstance(plain, list):
+        for value in plain:
+            if refused := refusal(value):
+                return refused
+    return ""
 
 
 def has_nul(plain: Any) -> bool:
@@ -162,19 +168,39 @@ def seconds_of(duration: Duration) -> float:
 
 def to_value(plain: Any) -> Value:
     """The plain value as a message."""
-    if plain is None:
-        return Value(null_value=NullValue.NULL_VALUE)
-    if isinstance(plain, bool):
-        return Value(bool_value=plain)
-    if isinstance(plain, int | float):
-        return Value(number_value=plain)
-    if isinstance(plain, str):
-        return Value(string_value=plain)
-    if isinstance(plain, Mapping):
-        return Value(struct_value=to_struct(plain))
-    return Value(list_value=ListValue(values=map(to_value, plain)))
+    value = Value()
+    _fill(value, plain)
+    return value
 
 
 def to_struct(plain: Mapping[str, Any]) -> Struct:
     """The plain map as a message."""
-    return Struct(fields={key: to_value(value) for key, value in plain.items()})
+    struct = Struct()
+    _fill_struct(struct, plain)
+    return struct
+
+
+def _fill(value: Value, plain: Any) -> None:
+    """In place: messages that are made apart are copied once for every level above them."""
+    if isinstance(plain, str):
+        value.string_value = plain
+    elif plain is None:
+        value.null_value = NullValue.NULL_VALUE
+    elif isinstance(plain, bool):
+        value.bool_value = plain
+    elif isinstance(plain, int | float):
+        value.number_value = plain
+    elif isinstance(plain, MAPS):
+        _fill_struct(value.struct_value, plain)
+    else:
+        value.list_value.SetInParent()
+        values = value.list_value.values
+        for item in plain:
+            _fill(values.add(), item)
+
+
+def _fill_struct(struct: Struct, plain: Mapping[str, Any]) -> None:
+    struct.SetInParent()
+    fields = struct.fields
+    for key, item in plain.items():
+        _fill(fields[key], item)
