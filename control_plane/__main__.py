@@ -102,7 +102,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         executions = Executions(store, kept, tail, utc_now)
 
         metrics = Metrics()
-        metrics.watch(hub, gateways)
+        metrics.watch(hub, gateways, tls)
         authority = Authority(hub, store, utc_now, await closing.enter_async_context(open_jwts(settings.jwt_rules(), token_of)))
         _check_reach(settings, authority)
         noting = asyncio.create_task(authority.run(), name="authority")

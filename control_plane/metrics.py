@@ -5,6 +5,7 @@ from __future__ import annotations
 from control_plane.gateways import Gateways
 from control_plane.hub import Hub
 from pointsman.metrics import Counts, Durations, Exposition, Gauges
+from pointsman.tls import ServerTls
 
 # Streams last as long as their clients like: how long that was says nothing.
 STREAMS = frozenset({"Sync", "WatchBindings", "TailExecutions"})
@@ -21,7 +22,7 @@ class Metrics:
         self._gauges = Gauges()
         self._exposition = Exposition(self._calls, self._durations, self._gauges)
 
-    def watch(self, hub: Hub, gateways: Gateways) -> None:
+    def watch(self, hub: Hub, gateways: Gateways, tls: ServerTls | None = None) -> None:
         """Tells their state too."""
         add = self._gauges.add
         add("pointsman_revision", "The newest revision that this process has read.", lambda: hub.revision)
@@ -32,6 +33,8 @@ class Metrics:
             "pointsman_gateways_behind", "Those that have not applied the newest revision yet.", lambda: gateways.behind_count(hub.revision)
         )
         add("pointsman_gateways_rejecting", "Those that cannot run something that is bound.", lambda: gateways.rejecting_count)
+        if tls is not None:
+            add("pointsman_certificate_expiry_timestamp_seconds", "When the first of its certificates expires.", lambda: tls.first_end)
 
     def observe(self, method: str, outcome: str, seconds: float) -> None:
         """Counts one call; `method` is as on the wire, `/pointsman.v1.AppService/GetApp`."""

@@ -94,7 +94,7 @@ async def serve(settings: Settings, stop: asyncio.Event, *, is_worker: bool = Fa
         recorder = Recorder(spool, settings.gateway_id, Capture(settings.capture), secrets.redact, sealed)
         here = Here(gateway_id=settings.gateway_id, default_environment=settings.default_environment, control_plane=settings.control_plane)
         gateway = Gateway(holder, staleness, clients, here, on_end=recorder.add, trace=spans.begin if spans else None)
-        metrics.watch(gateway, holder, sync, staleness, spool)
+        metrics.watch(gateway, holder, sync, staleness, spool, [one for one in (tls, to_control_plane) if one is not None])
         trigger_pb2_grpc.add_TriggerServiceServicer_to_server(TriggerServicer(gateway, access), grpc_server.services)
         siblings = watch_parent(stop, sync.outage.simulate) if is_worker else None
         statuses = GatewayStatusServicer(status, _each(sync.outage.simulate, siblings), settings.gateway_id)

@@ -6,6 +6,8 @@ counts under empty labels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from data_plane.gateway import Gateway
 from data_plane.holder import Holder
 from data_plane.record import Outcome, Record
@@ -13,6 +15,7 @@ from data_plane.spool import Spool
 from data_plane.staleness import Staleness
 from data_plane.sync import Sync
 from pointsman.metrics import Counts, Durations, Exposition, Gauges
+from pointsman.tls import ClientTls, ServerTls
 
 _OUTCOMES = {number: name.lower() for name, number in Outcome.items()}
 
@@ -31,7 +34,9 @@ class Metrics:
         self._gauges = Gauges()
         self._exposition = Exposition(self._triggers, self._durations, self._steps, self._models, self._tokens, self._gauges)
 
-    def watch(self, gateway: Gateway, holder: Holder, sync: Sync, staleness: Staleness, spool: Spool) -> None:
+    def watch(
+        self, gateway: Gateway, holder: Holder, sync: Sync, staleness: Staleness, spool: Spool, tls: Sequence[ServerTls | ClientTls] = ()
+    ) -> None:
         """Tells their state too."""
         add = self._gauges.add
         add("pointsman_gateway_ready", "1 when it serves something for everything that is bound.", lambda: staleness.ready)
@@ -50,6 +55,9 @@ class Metrics:
         add("pointsman_gateway_executions_waiting", "Executions that were not delivered yet.", lambda: spool.depth)
         add("pointsman_gateway_executions_waiting_bytes", "Their size.", lambda: spool.size_bytes)
         add("pointsman_gateway_executions_dropped", "Executions that had to be given up since the start.", lambda: spool.dropped)
+        if tls:
+            name = "pointsman_gateway_certificate_expiry_timestamp_seconds"
+            add(name, "When the first of its certificates expires.", lambda: min(one.first_end for one in tls))
 
     def observe(self, record: Record) -> None:
         """Counts one trigger."""

@@ -18,6 +18,7 @@ from tests.eventually import eventually
 from tests.processes import BIN, run, start_control_plane, start_gateway
 from tests.proxy import Proxy
 from tests.sample_apps import as_yaml, marked
+from tests.test_metrics import samples
 
 CANARY = "canary-4bf92f3577b34da6"
 
@@ -197,6 +198,10 @@ async def test_servers_tell_when_certificates_expire_soon(tmp_path):
                     return any(certificates.path(name) in line and ends.isoformat()[:10] in line for line in soon)
 
                 await eventually(told)
+        async with httpx2.AsyncClient(verify=certificates.context("gateway-1"), trust_env=False) as http:
+            for server, name in ((control_plane, "pointsman"), (gateway, "pointsman_gateway")):
+                found = samples((await http.get(f"https://{server.http}/metrics")).text)
+                assert found[f"{name}_certificate_expiry_timestamp_seconds", ()] == int(ends.timestamp())
 
 
 @pytest.mark.parametrize("shown", ["", "client"])

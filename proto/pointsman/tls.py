@@ -120,6 +120,11 @@ class _Watched:
         self.pems = files.read(purpose)
         self._warned_at = -math.inf
 
+    @property
+    def first_end(self) -> float:
+        """When the first of the certificates, or the authorities, that count now expires, in seconds since 1970."""
+        return min(self.pems.ends.values())
+
     def check(self) -> None:
         """Takes changed files, and tells of what ends soon."""
         marks = self.files.marks()
