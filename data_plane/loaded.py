@@ -34,6 +34,10 @@ class ReleaseUnusableError(Exception):
         self.causes = causes
 
 
+def _cut(text: str, chars: int) -> str:
+    return text[:chars]
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedStep:
     """One compiled step. `kind` is the name of its kind in config.proto."""
@@ -77,8 +81,8 @@ class LoadedEndpoint:
     max_concurrency: int
     schema: Schema | None
     pipeline: LoadedPipeline
-    redact: Callable[[str], str] = str
-    """Takes the values of secrets out of a text."""
+    excerpt: Callable[[str, int], str] = _cut
+    """The beginning of a text, so many characters, without the values of secrets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +142,7 @@ class _Compiler:
             max_concurrency=endpoint.max_concurrency,
             schema=schema if endpoint.HasField("input_schema") else None,
             pipeline=pipeline,
-            redact=self._compiling.secrets.redact,
+            excerpt=self._compiling.secrets.excerpt,
         )
 
     def pipeline(self, path: str, pipeline: Pipeline) -> LoadedPipeline:

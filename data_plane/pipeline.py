@@ -22,6 +22,8 @@ from pointsman.expressions import Expression, ExpressionError
 
 RETRY_BASE_SECONDS = 0.1
 RETRY_MAX_SECONDS = 5.0
+# Expressions quote what they are given, and upstreams say what they like.
+MAX_CAUSE_CHARS = 2000
 
 SUCCEEDED, FAILED, SKIPPED, CANCELLED = "SUCCEEDED", "FAILED", "SKIPPED", "CANCELLED"
 
@@ -71,7 +73,7 @@ class Run:
     """A step was ended by the trigger's deadline. Timers may be early by a moment, so the clock alone does not tell."""
     emit: Emit | None = None
     trace: Trace | None = None
-    redact: Callable[[str], str] = str
+    excerpt: Callable[[str, int], str] | None = None
     """The endpoint's, once it runs."""
     pause: Callable[[float], Any] = asyncio.sleep
     jitter: Callable[[float, float], float] = random.uniform
@@ -97,7 +99,7 @@ async def run(endpoint: LoadedEndpoint, running: Run) -> Any:
         StepFailed: a step, a gate or the output expression failed.
         StepTimeout: a step, or the trigger, ran out of time.
     """
-    pipeline, running.redact = endpoint.pipeline, endpoint.redact
+    pipeline, running.excerpt = endpoint.pipeline, endpoint.excerpt
     for stage in pipeline.stages:
         if stage.gate is not None and not _decide(running, running.variables, stage.gate, stage.name):
             for step in stage.steps:
@@ -228,7 +230,8 @@ def _skip(running: Run, stage: LoadedStage, step: LoadedStep) -> None:
 
 
 def _failed(running: Run, stage: str, step: str, cause: str, *, attempts: int = 1) -> StepFailed:
-    cause = running.redact(cause)
+    assert running.excerpt is not None, "it runs"
+    cause = running.excerpt(cause, MAX_CAUSE_CHARS)
     tried = f" after {attempts} attempts" if attempts > 1 else ""
     return StepFailed(f"{_where(stage, step)} failed{tried}: {cause}.", cause=cause, **_metadata(running, stage, step))
 

@@ -220,6 +220,30 @@ async def test_a_step_that_fails_is_named(stack):
     assert response.headers["X-Execution-Id"]
 
 
+@pytest.mark.parametrize(("letter", "count"), [("k", 100), ("k", 5000), ("ä", 5000), ("\U0001f600", 400), ("k", 1_000_000)])
+async def test_an_error_that_quotes_much_is_cut_and_still_an_error(stack, letter, count):
+    """gRPC clients take 8 KiB of metadata; of more they say nothing but that it was too much."""
+    config = marked("v1")
+    set_expression(config, "input[input.message]")
+    app = await stack.plane.create_app(v1=config)
+    await stack.plane.deploy(app, "v1")
+    refusal = await refused(stack.gates[0].trigger(app, given={"message": letter * count}))
+    assert (refusal.code, refusal.reason, refusal.metadata["step"]) == ("ABORTED", "STEP_FAILED", "start")
+    assert letter * 40 in refusal.message
+    over_http = await stack.gates[0].post(app, json={"message": letter * count})
+    assert (over_http.status_code, len(over_http.text) < 10_000) == (502, True)
+
+
+async def test_more_violations_than_a_status_has_room_for_are_counted(stack, app):
+    def break_all(config):
+        config["endpoints"] = [{"name": f"endpoint-{number}", "pipeline": "nowhere"} for number in range(150)]
+
+    refusal = await refused(stack.plane.releases.CreateRelease(release_request(app, "bad", break_all)))
+    assert (refusal.reason, refusal.metadata["violations"]) == ("INVALID_FIELD", "150")
+    assert refusal.violations[:2] == ("endpoints[0].pipeline", "endpoints[1].pipeline")
+    assert (len(refusal.violations) >= 20, refusal.violations[-1]) == (True, "")
+
+
 async def test_bytes_that_are_no_message_are_the_callers_fault(stack):
     async with grpc.aio.insecure_channel(stack.control_plane.grpc) as channel:
         call = channel.unary_unary("/pointsman.v1.DeploymentService/Deploy")(b"\xff\xff\xff")

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
+from urllib.parse import quote
 
 import grpc
 import grpc.aio
@@ -24,6 +25,10 @@ from pointsman.errors import Internal, InvalidField, PointsmanError, StepTimeout
 from pointsman.tokens import secret_of, token_id_of
 
 DOMAIN = "pointsman"
+# Clients take 8 KiB of trailing metadata unless they are told otherwise; of more they tell nothing but that it is too much.
+MAX_STATUS_BYTES = 7 * 1024
+# How long texts, and how many violations, are tried in turn, until they fit.
+STATUS_SIZES = ((2000, 100), (500, 30), (150, 10), (50, 5))
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 # Of a call that names none. No gateway may take longer to prepare than 300 s.
 DEFAULT_DEADLINE_SECONDS = 360.0
@@ -48,18 +53,34 @@ log = structlog.get_logger()
 
 
 def rich_status(error: PointsmanError) -> Any:
-    """The error as a gRPC status with its google.rpc details."""
-    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason_name, domain=DOMAIN, metadata=error.metadata)]
+    """The error as a gRPC status with its google.rpc details; what is too long for clients is cut, what is too much left out."""
+    found = status_pb2.Status()
+    for chars, violations in STATUS_SIZES:
+        found = _status(error, chars, violations)
+        # The message comes once more, with three bytes for each that is not plain; the rest may come in base64.
+        if len(quote(found.message)) + found.ByteSize() * 4 // 3 <= MAX_STATUS_BYTES:
+            break
+    return rpc_status.to_status(found)
+
+
+def _status(error: PointsmanError, chars: int, most_violations: int) -> status_pb2.Status:
+    message = shorter(error.message, chars)
+    metadata = {key: shorter(value, chars) for key, value in error.metadata.items()}
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason_name, domain=DOMAIN, metadata=metadata)]
     if error.violations:
-        violations = [error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description) for v in error.violations]
+        violation_type = error_details_pb2.BadRequest.FieldViolation
+        told = error.violations[:most_violations]
+        violations = [violation_type(field=shorter(v.field, chars), description=shorter(v.description, chars)) for v in told]
+        if len(error.violations) > len(told):
+            violations.append(violation_type(description=f"{len(error.violations) - len(told)} more are not told here"))
         details.append(error_details_pb2.BadRequest(field_violations=violations))
     if error.grpc_code == "FAILED_PRECONDITION":
-        subject = "/".join(error.metadata[key] for key in ("app", "environment", "release") if key in error.metadata)
-        violation = error_details_pb2.PreconditionFailure.Violation(type=error.reason_name, subject=subject, description=error.message)
+        subject = "/".join(metadata[key] for key in ("app", "environment", "release") if key in metadata)
+        violation = error_details_pb2.PreconditionFailure.Violation(type=error.reason_name, subject=subject, description=message)
         details.append(error_details_pb2.PreconditionFailure(violations=[violation]))
     if error.resource_type:
-        name = error.metadata.get(error.resource_type) or error.metadata.get("tag") or error.metadata.get("environment", "")
-        details.append(error_details_pb2.ResourceInfo(resource_type=error.resource_type, resource_name=name, description=error.message))
+        name = metadata.get(error.resource_type) or metadata.get("tag") or metadata.get("environment", "")
+        details.append(error_details_pb2.ResourceInfo(resource_type=error.resource_type, resource_name=name, description=message))
     if error.retry_after_seconds is not None:
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(round(error.retry_after_seconds * 1000))
@@ -68,7 +89,12 @@ def rich_status(error: PointsmanError) -> Any:
     for detail in details:
         packed.append(any_pb2.Any())
         packed[-1].Pack(detail)
-    return rpc_status.to_status(status_pb2.Status(code=code_pb2.Code.Value(error.grpc_code), message=error.message, details=packed))
+    return status_pb2.Status(code=code_pb2.Code.Value(error.grpc_code), message=message, details=packed)
+
+
+def shorter(text: str, chars: int) -> str:
+    """The text, or its beginning with a mark that there was more."""
+    return text if len(text) <= chars else text[: chars - 1] + "…"
 
 
 class Registrar:
