@@ -339,7 +339,7 @@ async def test_promise_04_a_rollout_tells_who_serves_and_who_does_not_yet(plane)
                 plane.gateways.applied(applying, plane.hub.revision, [])
 
             task = asyncio.create_task(apply())
-            deployed = await plane.deploy("v1", wait_seconds=0.5)
+            deployed = await plane.deploy("v1", wait_seconds=2)
             await task
             assert (deployed.rollout.total, deployed.rollout.applied, deployed.rollout.pending) == (2, 1, ["g2"])
 

@@ -29,6 +29,7 @@ from control_plane.model import (
 )
 from control_plane.storage import open_store
 from control_plane.storage.base import Store, Transaction
+from control_plane.storage.sqlite import SqliteStore
 from tests.eventually import eventually
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -442,7 +443,9 @@ async def test_a_change_of_the_revision_rings(store):
     rings = []
     store.on_change(lambda: rings.append(1))
     await write(store, lambda tx: tx.insert_app(an_app()))
-    assert rings == []
+    if isinstance(store, SqliteStore):
+        # PostgreSQL may ring at any time, as when it begins to listen.
+        assert rings == []
     await write(store, lambda tx: tx.next_revision())
     await eventually(lambda: rings)
 
