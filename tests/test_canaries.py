@@ -14,19 +14,30 @@ import uuid
 import grpc
 import httpx2
 import pytest
-from google.protobuf import descriptor_pool
+from google.protobuf import descriptor_pool, json_format
 from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 from starlette.responses import PlainTextResponse
 
-from pointsman.tokens import hash_of, token_id_of
+from data_plane.config import Settings
+from data_plane.loaded import compile_release
+from data_plane.secrets import Secrets
+from data_plane.steps.base import Compiling
+from data_plane.steps.targets import Targets
+from data_plane.steps.tools import compile_tool
+from data_plane.sync_stream import Me
+from pointsman.tls import Pems
+from pointsman.tokens import hash_of, new_secret, token_id_of
 from pointsman.v1 import executions_pb2, executions_pb2_grpc, gateways_pb2, gateways_pb2_grpc, trigger_pb2
+from pointsman.v1.config_pb2 import AppConfig
 from tests.clients import OWN_CONNECTION, cli
 from tests.eventually import eventually
+from tests.jwt_issuer import AUDIENCE, ISSUER, KINDS, claims, jwks, signed
 from tests.processes import start_gateway
 from tests.sample_apps import marked
 from tests.scripted_upstream import ScriptedUpstream
+from tests.test_pipeline import digest_of
 from tests.test_promise_11_closed_by_default import bootstrap, closed_control_plane, make, methods, shown
 
 # What JSON, HTML and URLs write otherwise is in them; the marks, which are looked for, are not changed by any.
@@ -164,8 +175,13 @@ async def scene(tmp_path):
     secrets_dir = tmp_path / "secrets"
     secrets_dir.mkdir()
     (secrets_dir / "MODEL").write_text(MODEL_SECRET + "\n")
-    async with ScriptedUpstream().running() as upstream, closed_control_plane(folder) as (plane, admin):
+    key = KINDS["ES256"]("issuer")
+    (tmp_path / "jwks.json").write_bytes(jwks(key))
+    judged = ("--jwt-issuer", ISSUER, "--jwt-audience", AUDIENCE, "--jwt-jwks", str(tmp_path / "jwks.json"))
+    async with ScriptedUpstream().running() as upstream, closed_control_plane(folder, *judged) as (plane, admin):
         found = Scene(folder, plane, upstream, admin)
+        found.secrets["jwt"] = signed(key, claims())
+        found.secrets["expired jwt"] = signed(key, claims(exp=1))
         for role in ("GATEWAY", "TRIGGER", "VIEWER"):
             found.secrets[role.lower()] = await make(plane, admin, role.lower(), role)
         mistyped = found.secrets["trigger"]
@@ -173,7 +189,7 @@ async def scene(tmp_path):
         file = tmp_path / "app.json"
         file.write_text(json.dumps(app(upstream.url)))
         environment = {"POINTSMAN_TOKEN": found.secrets["gateway"], "POINTSMAN_SECRET_TOOL": TOOL_SECRET, "GRPC_VERBOSITY": "debug"}
-        flags = ("--secrets-dir", str(secrets_dir), "--capture", "all", "--log-format", "json")
+        flags = ("--secrets-dir", str(secrets_dir), "--capture", "all", "--log-format", "json", *judged)
         async with start_gateway(folder, plane.grpc, *flags, **environment) as gateway:
             found.gateway = gateway
             for line in ("release create v1", "deploy v1 --to production", "release create v2"):
@@ -190,7 +206,7 @@ async def triggers(scene):
     failed = ""
     async with httpx2.AsyncClient(base_url=f"http://{address}", timeout=30, trust_env=False) as http:
         for endpoint, stream in itertools.product(("late", "broken", "ask", "where", "nowhere"), (False, True)):
-            for who in ("trigger", "viewer", "mistyped"):
+            for who in ("trigger", "viewer", "mistyped", "jwt", "expired jwt"):
                 scene.upstream.script["POST /broken"] = [PlainTextResponse(AT_THE_CUT + MODEL_SECRET, 500)]
                 scene.upstream.completions = [401 if stream else "Fine."]
                 headers = {"X-App": "shop", "Authorization": f"Bearer {scene.secrets[who]}"}
@@ -208,7 +224,7 @@ async def triggers(scene):
                     failed = answer.headers["x-execution-id"]
                     assert answer.status_code == 502
         for path in ("/v1/status", "/v1/endpoints", "/v1/openapi.json", "/metrics", "/livez", "/readyz", "/nothing"):
-            for who in ("viewer", "mistyped"):
+            for who in ("viewer", "mistyped", "jwt", "expired jwt"):
                 answer = await http.get(path, headers={"Authorization": f"Bearer {scene.secrets[who]}"})
                 scene.gathered.add(f"http {path} {who}", f"{answer.headers}{answer.text}")
         # A token and a secret where neither belongs.
@@ -243,7 +259,7 @@ async def reads(scene, execution):
         if streams_out:
             await scene.watched(f"{service}/{name}", request)
         else:
-            for who in ("admin", "mistyped"):
+            for who in ("admin", "mistyped", "jwt"):
                 await scene.called(scene.plane.grpc, f"{service}/{name}", request, scene.secrets[who])
 
 
@@ -314,7 +330,10 @@ async def test_nothing_that_leaves_has_a_secret(scene):
     data = json.dumps({"message": ECHOED})
     for line in COMMANDS.replace("\n", "").split("|"):
         await scene.command([word.format(execution=failed, data=data) for word in line.split()])
-    await scene.command("token list -o json", POINTSMAN_TOKEN=scene.secrets["mistyped"])
+    for who in ("mistyped", "jwt", "expired jwt"):
+        await scene.command("token list -o json", POINTSMAN_TOKEN=scene.secrets[who])
+        done = await scene.command("deploy v1 --to production", POINTSMAN_TOKEN=scene.secrets[who])
+        assert (done.code == 0) == (who == "jwt"), done
     await scene.command(["app", "show", scene.secrets["mistyped"][:-1]])
     await pages(scene)
     await reads(scene, failed)
@@ -355,6 +374,26 @@ async def test_nothing_that_leaves_has_a_secret(scene):
         "command audit",
     ):
         assert len(scene.gathered.of(where)) > 50, where
+
+
+def test_the_repr_of_what_has_a_secret_does_not_show_it():
+    secrets = Secrets(environment={"POINTSMAN_SECRET_TOOL": TOOL_SECRET, "POINTSMAN_SECRET_MODEL": MODEL_SECRET})
+    config = json_format.ParseDict(app("http://127.0.0.1:9"), AppConfig())
+    compiling = Compiling(secrets=secrets, tools={tool.name: tool for tool in config.tools}, models={})
+    token = new_secret()
+    shown = [
+        compile_release(digest_of(data := config.SerializeToString()), data, secrets),
+        [compile_tool(tool.name, compiling) for tool in config.tools],
+        (targets := Targets(config.models[0], compiling)),
+        targets._targets,
+        compiling,
+        Settings(token=token),
+        Me(gateway_id="g", instance_id="i", version="1", token=token),
+        Pems(key=token.encode()),
+    ]
+    told = repr(shown)
+    assert [mark for mark in (*MARKS.values(), token[-52:]) if mark in told] == []
+    assert TOOL_SECRET in secrets.resolve("${secret:TOOL}")
 
 
 async def test_only_the_bootstrap_file_has_the_first_token(tmp_path):
