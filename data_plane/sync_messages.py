@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from data_plane.table import Bound, Policy, RateLimit, Rejected, Role, StaleAction, Verifier
+from data_plane.table import EVERY, Bound, Policy, RateLimit, Rejected, Role, StaleAction, Verifier
 from pointsman.v1 import deployments_pb2, environments_pb2, tokens_pb2
 from pointsman.v1 import gateways_pb2 as pb
 from pointsman.values import seconds_of
@@ -34,9 +34,9 @@ def to_verifier(message: tokens_pb2.TokenVerifier) -> Verifier:
         token_id=message.token_id,
         secret_hash=message.secret_hash,
         role=_ROLES.get(message.role, Role.NONE),
-        apps=frozenset(message.apps),
-        environments=frozenset(message.environments),
-        endpoints=frozenset(path.removeprefix("/") for path in message.endpoints),
+        apps=frozenset(message.apps) or EVERY,
+        environments=frozenset(message.environments) or EVERY,
+        endpoints=frozenset(path.removeprefix("/") for path in message.endpoints) or EVERY,
         rate_limit=_to_limit(message.rate_limit) if message.HasField("rate_limit") else None,
         expire_time=message.expire_time.seconds + message.expire_time.nanos / 1e9 if message.HasField("expire_time") else None,
     )
