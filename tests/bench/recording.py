@@ -7,7 +7,6 @@ storing is part of what triggers a second lose. The gateway's own processor time
 from __future__ import annotations
 
 import asyncio
-import os
 import statistics
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from google.protobuf import json_format
 from pointsman.v1 import apps_pb2, apps_pb2_grpc, executions_pb2_grpc, releases_pb2, releases_pb2_grpc, trigger_pb2, trigger_pb2_grpc
 from pointsman.v1 import executions_pb2 as pb
 from pointsman.values import to_struct
-from tests.bench.children import wrapped_gateway
+from tests.bench.children import processor_seconds, wrapped_gateway
 from tests.bench.engine import CONFIG, INPUT, SECONDS, grpc_rate, http_rate
 from tests.bench.table import Row, spread
 from tests.processes import Server, start_control_plane, start_gateway
@@ -61,11 +60,11 @@ async def rows() -> list[Row]:
         for _ in range(ROUNDS):
             for door, measure in contests.items():
                 for name, server in (("unrecorded", unrecorded), ("recorded", recorded)):
-                    before = _processor_seconds(server)
+                    before = processor_seconds(server.pid)
                     rates[door, name].append(await measure(server))
                     if server is recorded:
                         behind.append(await _delivered(server))
-                    spent[door, name].append((_processor_seconds(server) - before) / (rates[door, name][-1] * SECONDS))
+                    spent[door, name].append((processor_seconds(server.pid) - before) / (rates[door, name][-1] * SECONDS))
         tail = await _tailed(plane, recorded, request)
         await _delivered(recorded)
         ran, dropped = _counted(await _page(recorded))
@@ -77,12 +76,6 @@ async def rows() -> list[Row]:
         Row(f"the last of {SECONDS} s of them stored so long after its end", spread(behind), bound="it keeps up"),
         Row("a tail shows an execution so long after its end", spread(tail), bound="at most 1 s"),
     ]
-
-
-def _processor_seconds(server: Server) -> float:
-    """Of the process so far, in its own code and the system's."""
-    fields = Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def _serve_release(plane: Server) -> None:
