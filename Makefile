@@ -15,7 +15,7 @@ dev: $(VENV)/.runtime  ## both servers with a sample app, until Ctrl-C; make dev
 	@$(BIN)/pointsman dev $(if $(SAMPLE),--sample $(SAMPLE))
 
 test: lint  ## everything that can run on this machine
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

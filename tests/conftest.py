@@ -21,6 +21,7 @@ from tests.clients import ControlPlane, Gateway, control_plane_client, gateway_c
 from tests.eventually import eventually
 from tests.postgres_server import postgres_server
 from tests.processes import BIN, Server, start_control_plane, start_gateway
+from tests.seeds import OF_THIS_RUN, VARIABLE
 
 __all__ = ["postgres_server"]
 
@@ -58,7 +59,8 @@ def pytest_report_header() -> list[str]:
     """Nothing is skipped silently."""
     missing = [f"{name}: {why}" for name, why in OPTIONAL_PROGRAMS.items() if not program(name)]
     missing += [f"{name}: {why}" for name, why in OPTIONAL_MODULES.items() if not importlib.util.find_spec(name)]
-    header = [f"machine: Python {platform.python_version()} on {platform.system()} {platform.machine()}, {sys.executable}"]
+    header = [f"seed of random walks: {OF_THIS_RUN}; {VARIABLE}={OF_THIS_RUN} repeats them"]
+    header += [f"machine: Python {platform.python_version()} on {platform.system()} {platform.machine()}, {sys.executable}"]
     return header + ([f"cannot run here: {line}" for line in missing] or ["cannot run here: nothing, everything is installed"])
 
 

@@ -23,8 +23,9 @@ from pointsman.settings import Address
 from tests.eventually import eventually
 from tests.sample_apps import marked
 from tests.scripted_control_plane import Ended, ScriptedControlPlane, ScriptedStream, chunks, snapshot_of
+from tests.seeds import seeds
 
-SEEDS = [random.SystemRandom().randrange(2**32) for _ in range(8)]
+SEEDS = seeds(8)
 STEPS = 60
 KEYS = [(app, environment) for app in ("shop", "blog") for environment in ("staging", "production")]
 GOOD = [snapshot_of(marked(f"v{n}")) for n in range(6)]

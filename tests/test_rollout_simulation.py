@@ -20,9 +20,10 @@ from tests.eventually import eventually
 from tests.processes import start_control_plane
 from tests.proxy import Proxy
 from tests.sample_apps import marked
+from tests.seeds import seeds
 from tests.simulated_gateway import SimulatedGateway
 
-SEEDS = [random.SystemRandom().randrange(2**32) for _ in range(3)]
+SEEDS = seeds(3)
 STEPS = 60
 GATEWAYS = 5
 TAGS = [f"v{number}" for number in range(6)]
