@@ -153,7 +153,7 @@ def _add_services(server: Any, parts: Parts, store: Store) -> list[str]:
     environments_pb2_grpc.add_EnvironmentServiceServicer_to_server(EnvironmentServicer(parts.environments), server)
     releases_pb2_grpc.add_ReleaseServiceServicer_to_server(ReleaseServicer(releases, Retention(store, utc_now)), server)
     deployments_pb2_grpc.add_DeploymentServiceServicer_to_server(deployments, server)
-    gateways = GatewayServicer(parts.gateways, parts.hub, releases, executions, store.store_id)
+    gateways = GatewayServicer(parts.gateways, parts.hub, releases, executions, parts.audit, store.store_id)
     gateways_pb2_grpc.add_GatewayServiceServicer_to_server(gateways, server)
     executions_pb2_grpc.add_ExecutionServiceServicer_to_server(ExecutionServicer(executions, parts.tail), server)
     tokens_pb2_grpc.add_TokenServiceServicer_to_server(TokenServicer(parts.tokens), server)

@@ -192,6 +192,7 @@ async def test_every_change_is_recorded_and_the_chain_can_be_verified(tmp_path):
         await cli_done("environment", "create", "canary", **ask)
         await cli_done("environment", "update", "canary", "--description", "few", **ask)
         await cli_done("environment", "delete", "canary", **ask)
+        await cli_done("rebalance", "50", **ask)
         refusal = await cli("deploy", "v9", "--to", "staging", **ask)
         assert refusal.code == 1
         async with grpc.aio.insecure_channel(server.grpc, OWN_CONNECTION) as channel:
@@ -207,13 +208,18 @@ async def test_every_change_is_recorded_and_the_chain_can_be_verified(tmp_path):
         gone = json.loads(await cli_done("token", "create", "gone", "--role", "viewer", "-o", "json", **shown))["token"]["token_id"]
         await cli_done("token", "revoke", gone, **shown)
 
+        assert (await cli("rebalance", "50", **{**shown, "POINTSMAN_TOKEN": ""})).code == 1
+
         async def recorded():
             found = json.loads(await cli_done("audit", "list", "-o", "json", **shown))["entries"]
-            return found if any(entry["outcome"] == "RELEASE_NOT_FOUND" for entry in found) else None
+            refused_methods = {entry["method"] for entry in found if entry["outcome"] != "OK"}
+            return found if refused_methods == {"Deploy", "RebalanceGateways"} else None
 
         found = await eventually(recorded)
         done = [entry for entry in found if entry["outcome"] == "OK"]
-        assert {entry["method"] for entry in done} == changes()
+        assert {entry["method"] for entry in done} == changes() | {"RebalanceGateways"}
+        rebalanced = next(entry for entry in done if entry["method"] == "RebalanceGateways")
+        assert (json.loads(rebalanced["detail"]), rebalanced["revision"]) == ({"percent": 50}, "0")
         assert found[0]["position"] == str(len(found))
         deploy = next(entry for entry in done if entry["method"] == "Deploy")
         assert (deploy["app"], deploy["environment"], deploy["reason"]) == ("shop", "staging", "try")

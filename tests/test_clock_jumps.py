@@ -12,6 +12,7 @@ from control_plane.gateways import Gateways
 from control_plane.hub import Hub
 from control_plane.rpc.gateways import GatewayServicer
 from control_plane.service.apps import Apps
+from control_plane.service.audit import Audit
 from control_plane.service.calls import Call, utc_now
 from control_plane.service.deployments import Deployments, Options
 from control_plane.service.executions import Executions
@@ -55,7 +56,7 @@ class Plane:
         self.tail = Tail(kept)
         executions = Executions(store, kept, self.tail, self.clock)
         self.server = GrpcServer()
-        servicer = GatewayServicer(self.gateways, self.hub, self.releases, executions, store.store_id)
+        servicer = GatewayServicer(self.gateways, self.hub, self.releases, executions, Audit(store, self.clock), store.store_id)
         gateways_pb2_grpc.add_GatewayServiceServicer_to_server(servicer, self.server.services)
 
     async def deploy(self, tag):

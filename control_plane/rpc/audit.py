@@ -37,6 +37,10 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         return pb.ListAuditEntriesResponse(entries=map(_entry, page.items), next_page_token=page.next_page_token)
 
 
+# Changes where gateways are connected, and nothing in the store.
+REBALANCE = "/pointsman.v1.GatewayService/RebalanceGateways"
+
+
 class Refusals:
     """For GrpcServer: has the audit log record who was refused a change."""
 
@@ -45,8 +49,10 @@ class Refusals:
         pool = descriptor_pool.Default()
         services = (pool.FindServiceByName(f"pointsman.v1.{service}") for service in ROLES if service != "ServerReflection")
         methods = (method for service in services for method in service.methods)
-        # What changes something takes a request_id, and nothing else does.
-        self._changes = {f"/{m.containing_service.full_name}/{m.name}" for m in methods if "request_id" in m.input_type.fields_by_name}
+        # What changes something in the store takes a request_id, and nothing else does.
+        self._changes = {REBALANCE} | {
+            f"/{m.containing_service.full_name}/{m.name}" for m in methods if "request_id" in m.input_type.fields_by_name
+        }
 
     def __call__(self, method: str, request: Message | None, context: Any, error: Exception) -> None:
         """Notes it, if it was for a change; a request is absent when its caller, or its bytes, were refused before."""

@@ -16,6 +16,8 @@ from control_plane.rpc import convert
 from control_plane.rpc.executions import report_of
 from control_plane.rpc.peer_names import check_gateway_id
 from control_plane.rpc.snapshots import Snapshots
+from control_plane.service.audit import Audit
+from control_plane.service.calls import Call
 from control_plane.service.executions import Executions
 from control_plane.service.paging import PageRequest
 from control_plane.service.releases import Releases
@@ -38,11 +40,12 @@ log = structlog.get_logger()
 class GatewayServicer(gateways_pb2_grpc.GatewayServiceServicer):
     """Speaks the Sync protocol with each gateway."""
 
-    def __init__(self, gateways: Gateways, hub: Hub, releases: Releases, executions: Executions, store_id: str) -> None:
+    def __init__(self, gateways: Gateways, hub: Hub, releases: Releases, executions: Executions, audit: Audit, store_id: str) -> None:
         self._gateways = gateways
         self._hub = hub
         self._snapshots = Snapshots(releases)
         self._executions = executions
+        self._audit = audit
         self._store_id = store_id
         self._updates = _Updates(hub)
 
@@ -169,8 +172,10 @@ class GatewayServicer(gateways_pb2_grpc.GatewayServiceServicer):
             gateways.append(convert.gateway(info, sorted(bindings, key=lambda b: (b.app, b.environment))))
         return pb.ListGatewaysResponse(gateways=gateways, next_page_token=page.next_page_token)
 
-    async def RebalanceGateways(self, request: pb.RebalanceGatewaysRequest, _context: Any) -> pb.RebalanceGatewaysResponse:
+    async def RebalanceGateways(self, request: pb.RebalanceGatewaysRequest, context: Any) -> pb.RebalanceGatewaysResponse:
         """See gateways.proto."""
+        attempt = convert.attempt_of_call(request, context)
+        await self._audit.done(Call(actor=attempt.actor, attempt=attempt))
         connected = self._gateways.connected_count
         within = request.within.ToTimedelta().total_seconds() if request.HasField("within") else REBALANCE_WITHIN_SECONDS
         moving = self._gateways.rebalance(request.percent, within)

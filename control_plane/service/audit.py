@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from control_plane.model import Attempt, AuditEntry, AuditFilter
-from control_plane.service.calls import Clock, entry_of
+from control_plane.service.calls import Call, Clock, entry_of, record
 from control_plane.service.paging import Page, PageRequest
 from control_plane.storage.base import Store, Transaction
 from pointsman.errors import PointsmanError, StoreUnavailable
@@ -61,6 +61,10 @@ class Audit:
             return
         message = str(error)[:MAX_MESSAGE_CHARS] if known else "see the server's log"
         self._wishes[key] = _Refusals(entry_of(attempt, now=self._clock(), outcome=outcome, message=message))
+
+    async def done(self, call: Call) -> None:
+        """Records what changes nothing in the store, and therefore has no transaction. Raises StoreUnavailable."""
+        await self._store.write(lambda tx: record(tx, call, self._clock()))
 
     async def run(self) -> None:
         """Records what was noted, until cancelled; at the end all of it."""
