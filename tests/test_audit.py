@@ -179,20 +179,7 @@ def changes():
 async def test_every_change_is_recorded_and_the_chain_can_be_verified(tmp_path):
     async with start_control_plane(tmp_path) as server:
         ask = {"control_plane": server, "POINTSMAN_APP": "shop"}
-        (tmp_path / "v1.yaml").write_text(as_yaml(marked("v1")))
-        (tmp_path / "v2.yaml").write_text(as_yaml(marked("v2")))
-        await cli_done("app", "push", str(tmp_path / "v1.yaml"), **ask)
-        await cli_done("release", "create", "v1", **ask)
-        await cli_done("app", "push", str(tmp_path / "v2.yaml"), **ask)
-        await cli_done("release", "create", "v2", "--deploy-to", "staging", **ask)
-        await cli_done("deploy", "v1", "--to", "staging", "--reason", "try", **ask)
-        await cli_done("promote", "--from", "staging", "--to", "production", **ask)
-        await cli_done("rollback", "staging", **ask)
-        await cli_done("deploy", "v1", "--to", "staging", "--dry-run", **ask)
-        await cli_done("environment", "create", "canary", **ask)
-        await cli_done("environment", "update", "canary", "--description", "few", **ask)
-        await cli_done("environment", "delete", "canary", **ask)
-        await cli_done("rebalance", "50", **ask)
+        await _changes_by_command(tmp_path, ask)
         refusal = await cli("deploy", "v9", "--to", "staging", **ask)
         assert refusal.code == 1
         async with grpc.aio.insecure_channel(server.grpc, OWN_CONNECTION) as channel:
@@ -251,6 +238,23 @@ async def test_every_change_is_recorded_and_the_chain_can_be_verified(tmp_path):
         assert secret not in exported.read_text()
 
         await _tampering(tmp_path / "pointsman.db", shown, anchor)
+
+
+async def _changes_by_command(folder, ask):
+    (folder / "v1.yaml").write_text(as_yaml(marked("v1")))
+    (folder / "v2.yaml").write_text(as_yaml(marked("v2")))
+    await cli_done("app", "push", str(folder / "v1.yaml"), **ask)
+    await cli_done("release", "create", "v1", **ask)
+    await cli_done("app", "push", str(folder / "v2.yaml"), **ask)
+    await cli_done("release", "create", "v2", "--deploy-to", "staging", **ask)
+    await cli_done("deploy", "v1", "--to", "staging", "--reason", "try", **ask)
+    await cli_done("promote", "--from", "staging", "--to", "production", **ask)
+    await cli_done("rollback", "staging", **ask)
+    await cli_done("deploy", "v1", "--to", "staging", "--dry-run", **ask)
+    await cli_done("environment", "create", "canary", **ask)
+    await cli_done("environment", "update", "canary", "--description", "few", **ask)
+    await cli_done("environment", "delete", "canary", **ask)
+    await cli_done("rebalance", "50", **ask)
 
 
 async def _tampering(file, shown, anchor):

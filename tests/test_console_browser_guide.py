@@ -71,6 +71,13 @@ async def signed_in(replicas: Replicas, page: Page) -> None:
     await expect(page.get_by_role("heading", name="Apps")).to_be_visible()
 
 
+async def accessible_in_both(page: Page) -> None:
+    """In dark and in light, which it leaves on."""
+    for scheme in ("dark", "light"):
+        await page.emulate_media(color_scheme=scheme)
+        await accessible(page)
+
+
 async def new_token(replicas: Replicas, page: Page, name: str, role: str, **limits: str) -> str:
     """Its secret."""
     await replicas.open(page, "/tokens")
@@ -172,10 +179,10 @@ async def test_the_whole_guide(replicas, tmp_path):
             await tried(replicas, page, "production", "v1.0.0", "SUCCEEDED")
 
             await replicas.open(page, "/tokens")
-            await accessible(page)
+            await accessible_in_both(page)
             await picture(page, tmp_path, "tokens-light")
             await page.get_by_role("link", name="Revoke ci").click()
-            await accessible(page)
+            await accessible_in_both(page)
             await picture(page, tmp_path, "token-revoke-light")
             await page.get_by_role("button", name="Revoke ci").click()
             await expect(page.get_by_role("status")).to_contain_text("so do 1 of 1 connected gateway")
