@@ -122,6 +122,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             executions=executions,
             tail=tail,
             tokens=Tokens(store, hub, gateways, utc_now),
+            retention=Retention(store, utc_now),
             gateways=gateways,
             gateway_door=door,
             hub=hub,
@@ -151,7 +152,7 @@ def _add_services(server: Any, parts: Parts, store: Store) -> list[str]:
     deployments = DeploymentServicer(parts.deployments, Past(store), parts.hub)
     apps_pb2_grpc.add_AppServiceServicer_to_server(AppServicer(parts.apps), server)
     environments_pb2_grpc.add_EnvironmentServiceServicer_to_server(EnvironmentServicer(parts.environments), server)
-    releases_pb2_grpc.add_ReleaseServiceServicer_to_server(ReleaseServicer(releases, Retention(store, utc_now)), server)
+    releases_pb2_grpc.add_ReleaseServiceServicer_to_server(ReleaseServicer(releases, parts.retention), server)
     deployments_pb2_grpc.add_DeploymentServiceServicer_to_server(deployments, server)
     gateways = GatewayServicer(parts.gateways, parts.hub, releases, executions, parts.audit, store.store_id)
     gateways_pb2_grpc.add_GatewayServiceServicer_to_server(gateways, server)

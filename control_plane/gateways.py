@@ -40,6 +40,8 @@ from control_plane.service.calls import Clock
 from pointsman.errors import ReleaseRejected
 
 DEFAULT_WAIT_SECONDS = 5.0
+# Those that are to go to other replicas do so one by one.
+REBALANCE_WITHIN_SECONDS = 10.0
 # For the lists of other replicas, which they have at hand.
 KNOWN_SECONDS = 1.0
 # Gateways that were connected once and are gone are remembered for ListGateways, the oldest forgotten first.
@@ -156,6 +158,11 @@ class Gateways:
     def any_connected(self) -> bool:
         """Whether any gateway may be connected, here or at another replica."""
         return bool(self._connected or self._peers.others)
+
+    @property
+    def has_elsewhere(self) -> bool:
+        """Whether there is another replica that gateways could go to."""
+        return bool(self._peers.others)
 
     @property
     def connected_count(self) -> int:

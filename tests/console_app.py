@@ -31,6 +31,7 @@ from control_plane.service.environments import Environments
 from control_plane.service.executions import Executions
 from control_plane.service.paging import PageRequest
 from control_plane.service.releases import Releases
+from control_plane.service.retention import Retention
 from control_plane.service.snapshots import snapshot_of
 from control_plane.service.tokens import Tokens
 from control_plane.storage import open_executions, open_store
@@ -118,6 +119,7 @@ async def open_site(folder: Path, gateway_url: str = "", store_url: str = "") ->
         executions=Executions(store, kept, tail, utc_now),
         tail=tail,
         tokens=Tokens(store, hub, gateways, utc_now),
+        retention=Retention(store, utc_now),
         gateways=gateways,
         gateway_door=door,
         hub=hub,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -13,14 +11,12 @@ import grpc
 from google.protobuf import json_format
 from google.protobuf.struct_pb2 import Struct
 
+from control_plane.again import why_not_again
 from control_plane.cli.client import REFUSED, Connection, metadata, server_options, told
 from control_plane.cli.durations import DURATION
 from control_plane.cli.output import output_option, print_plain, short, table, whole
 from pointsman.v1 import executions_pb2 as pb
 from pointsman.v1 import executions_pb2_grpc, trigger_pb2, trigger_pb2_grpc
-
-# What a gateway writes in the place of a secret's value.
-_REDACTED = re.compile(r"\[secret [^\]]+\]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +44,7 @@ def rerun(execution_ids: tuple[str, ...], timeout: float, server: str | None, ga
     connection = Connection("server", server)
     stub = executions_pb2_grpc.ExecutionServiceStub(connection.channel)
     executions = [connection.call(stub.GetExecution, pb.GetExecutionRequest(execution_id=name)).execution for name in execution_ids]
-    problems = [f"{one.execution_id}: {why}" for one in executions if (why := _why_not(one))]
+    problems = [f"{one.execution_id}: {why}" for one in executions if (why := why_not_again(one.input))]
     if problems:
         for problem in problems:
             click.echo(f"pointsman: {problem}", err=True)
@@ -59,19 +55,6 @@ def rerun(execution_ids: tuple[str, ...], timeout: float, server: str | None, ga
     _show(found, output)
     if any(one.answer is None for one in found):
         sys.exit(REFUSED)
-
-
-def _why_not(one: pb.Execution) -> str:
-    """Why it cannot be sent again as it was; empty when it can."""
-    if not one.input:
-        return "its input was not captured; a gateway does so with --capture errors (for those that fail) or all"
-    try:
-        json.loads(one.input)
-    except ValueError:
-        return "its input was too long to be captured whole"
-    if _REDACTED.search(one.input):
-        return "its input held a secret, which is not on record"
-    return ""
 
 
 def _again(stub: Any, one: pb.Execution, timeout: float) -> Rerun:

@@ -24,6 +24,7 @@ from control_plane.console.executions import ExecutionPages
 from control_plane.console.gateways import GatewaysPage
 from control_plane.console.pages import Pages
 from control_plane.console.parts import Parts
+from control_plane.console.pruning import PrunePage
 from control_plane.console.releases import ReleasePages
 from control_plane.console.rollouts import Rollouts
 from control_plane.console.session import Browser, caller_of
@@ -65,7 +66,7 @@ class Console:
         self._hosts = {host.strip().lower() for host in hosts.split(",")}
         rollouts = Rollouts(parts)
         apps, releases, compare = AppPages(parts), ReleasePages(parts, rollouts), ComparePage(parts)
-        environments, gateways = EnvironmentPages(parts, rollouts), GatewaysPage(parts)
+        environments, gateways, prune = EnvironmentPages(parts, rollouts), GatewaysPage(parts), PrunePage(parts)
         changes, draft = ChangePages(parts, rollouts), DraftPage(parts)
         editor = EditorPages(parts)
         executions, summary = ExecutionPages(parts), SummaryPages(parts)
@@ -77,6 +78,7 @@ class Console:
             Page("/apps/{app}/new-release", releases.new),
             Page("/apps/{app}/check-tag", releases.check),
             Page("/apps/{app}/releases/{tag}", releases.snapshot),
+            Page("/apps/{app}/prune", prune.show, prune.prune),
             Page("/apps/{app}/compare", compare.show),
             Page("/apps/{app}/environments", environments.list),
             Page("/apps/{app}/environments/{environment}", environments.one),
@@ -98,7 +100,7 @@ class Console:
             Page("/environments", shared.list, shared.create),
             Page("/environments/{environment}", shared.show, shared.change),
             Page("/environments/{environment}/delete", shared.show, shared.delete),
-            Page("/gateways", gateways.show),
+            Page("/gateways", gateways.show, gateways.rebalance),
             Page("/audit", AuditPage(parts).list),
             Page("/tokens", tokens.list, tokens.create),
             Page("/tokens/{token}", tokens.show, tokens.revoke),

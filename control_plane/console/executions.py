@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shlex
 import time
 import uuid
@@ -13,8 +12,9 @@ from typing import Any
 
 from starlette.responses import Response
 
+from control_plane.again import why_not_again
 from control_plane.console.filters import FIELDS, OUTCOMES, pinned, read_filters, typed_filters
-from control_plane.console.pages import server_sent
+from control_plane.console.pages import laid_out, server_sent
 from control_plane.console.parts import Parts
 from control_plane.console.visit import Visit, path, with_query
 from control_plane.execution_model import Execution, Outcome, Wanted
@@ -156,6 +156,7 @@ class ExecutionPages:
             cut=len(detail.steps) - len(steps),
             failed_step=next((drawn.step for drawn in steps if drawn.outcome == "FAILED"), None),
             captured=_captured(detail),
+            again=_again(app, found, detail.input),
             command=shlex.join(["pointsman", "execution", "show", execution_id]),
         )
 
@@ -187,16 +188,17 @@ def _drawn(one: Execution, step: pb.Execution.StepExecution) -> Drawn:
     return Drawn(step, outcome, took, (round(first * 100, 3), round((last - first) * 100, 3)))
 
 
+def _again(app: str, one: Execution, given: str) -> str:
+    """Where the same input can be sent again, to the release that is live now; empty when it is not on record as it came."""
+    if not one.environment or why_not_again(given):
+        return ""
+    execution_id = str(uuid.UUID(bytes=one.execution_id))
+    return with_query(path("apps", app, "try"), environment=one.environment, endpoint=one.endpoint, execution=execution_id)
+
+
 def _captured(detail: pb.Execution) -> list[tuple[str, str]]:
     """What it is, and the text; JSON is laid out, what was cut off stays as it is."""
     texts = [("Input", detail.input), ("Output", detail.output)]
     for step in detail.steps[:MAX_SHOWN_STEPS]:
         texts += [(f"{step.stage} / {step.name}: input", step.input), (f"{step.stage} / {step.name}: output", step.output)]
-    return [(name, _laid_out(text)) for name, text in texts if text]
-
-
-def _laid_out(text: str) -> str:
-    try:
-        return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
-    except ValueError:
-        return text
+    return [(name, laid_out(text)) for name, text in texts if text]

@@ -7,12 +7,17 @@ from dataclasses import dataclass
 from starlette.responses import Response
 
 from control_plane.console.parts import Parts
-from control_plane.console.visit import Visit
+from control_plane.console.visit import Visit, with_query
+from control_plane.gateways import REBALANCE_WITHIN_SECONDS
 from control_plane.model import Binding, GatewayInfo
+from pointsman.errors import PointsmanError
+from pointsman.v1 import gateways_pb2 as pb
 
 PAGE_SIZE = 100
 MAX_KNOWN = 5000
 MAX_LOADED = 20
+# What is more is refused in words, and not by the message that cannot hold it.
+MAX_PERCENT = 10_000
 # What needs a look comes first.
 _ORDER = ("rejected", "behind", "gone", "ok")
 
@@ -33,7 +38,17 @@ class GatewaysPage:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
 
-    async def show(self, visit: Visit) -> Response:
+    async def rebalance(self, visit: Visit) -> Response:
+        """A share of those that are connected here goes to other replicas."""
+        try:
+            request = pb.RebalanceGatewaysRequest(percent=min(visit.number("percent") or 0, MAX_PERCENT))
+            await self._parts.audit.done(await visit.call(request))
+        except PointsmanError as error:
+            return await self.show(visit, error)
+        moving = self._parts.gateways.rebalance(request.percent, REBALANCE_WITHIN_SECONDS)
+        return visit.to(with_query("/gateways", moving=len(moving)))
+
+    async def show(self, visit: Visit, problem: PointsmanError | None = None) -> Response:
         """Those that refused or are behind on top."""
         hub = self._parts.hub
         await hub.refresh()
@@ -52,6 +67,12 @@ class GatewaysPage:
             max_loaded=MAX_LOADED,
             first=start,
             next_from=start + PAGE_SIZE if start + PAGE_SIZE < len(rows) else 0,
+            problem=problem,
+            connected_here=self._parts.gateways.connected_count,
+            may_move=self._parts.gateways.has_elsewhere,
+            moving=visit.asked("moving"),
+            within=f"{REBALANCE_WITHIN_SECONDS:g}",
+            percent=visit.typed("percent") or "50",
         )
 
     def _rows(self, known: list[GatewayInfo]) -> list[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import mimetypes
 from datetime import UTC, datetime, timedelta
 from importlib import resources
@@ -130,6 +131,14 @@ def moment(micros: int) -> Markup:
     found = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
     shown = found.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
     return Markup('<time datetime="{}" title="{} UTC">{}</time>').format(found.isoformat(), shown, shown)
+
+
+def laid_out(text: str) -> str:
+    """JSON over several lines; what is none stays as it is."""
+    try:
+        return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+    except ValueError:
+        return text
 
 
 def took(micros: int) -> str:

@@ -18,6 +18,7 @@ from control_plane.service.environments import Environments
 from control_plane.service.executions import Executions
 from control_plane.service.paging import MAX_PAGE_SIZE, PageRequest
 from control_plane.service.releases import Releases
+from control_plane.service.retention import Retention
 from control_plane.service.tokens import Tokens
 from control_plane.tail import Tail
 from pointsman.errors import NoReleaseDeployed
@@ -35,6 +36,7 @@ class Parts:
     executions: Executions
     tail: Tail
     tokens: Tokens
+    retention: Retention
     gateways: Gateways
     gateway_door: GatewayDoor
     hub: Hub

@@ -13,15 +13,17 @@ from typing import Any
 
 from starlette.responses import Response
 
+from control_plane.again import why_not_again
 from control_plane.console.gateway_door import Asked, Event, NoAnswerError
 from control_plane.console.input_form import Field, fields_of, read_fields, read_json, skeleton
-from control_plane.console.pages import server_sent, took
+from control_plane.console.pages import laid_out, server_sent, took
 from control_plane.console.parts import Parts
 from control_plane.console.visit import Visit
 from control_plane.model import Binding
 from control_plane.roles import TRIGGERERS
 from control_plane.service.snapshots import plain_of
 from pointsman.errors import InvalidField, PermissionDenied, PointsmanError, Violation
+from pointsman.v1 import executions_pb2 as pb
 
 MAX_FORM_BYTES = 1024 * 1024
 # What a page shows of an output or of a model's text; the record and the command line have more.
@@ -120,8 +122,8 @@ class TryPages:
         self._parts = parts
 
     async def show(self, visit: Visit) -> Response:
-        """Choose where and what, then fill in the form."""
-        return await self._page(visit, visit.asked)
+        """Choose where and what, then fill in the form; or it is that of an execution."""
+        return await self._page(visit, visit.asked, given=await self._given_to(visit, visit.asked("execution")))
 
     async def send(self, visit: Visit) -> Response:
         """Sends it. A script is answered with server-sent events, each with the part of the page that changes; a form with the page."""
@@ -202,7 +204,20 @@ class TryPages:
         config = await asyncio.to_thread(plain_of, info.snapshot)
         return binding, config.get("endpoints", [])
 
-    async def _page(self, visit: Visit, typed: Any, *, problem: PointsmanError | None = None, tried: Tried | None = None) -> Response:
+    async def _given_to(self, visit: Visit, execution_id: str) -> str:
+        """The input of an execution, as JSON; empty without one, and when what is on record is not what came. Raises ExecutionNotFound."""
+        if not execution_id:
+            return ""
+        app = visit.part("app")
+        await visit.check(pb.GetExecutionRequest(app=app, execution_id=execution_id))
+        found = await self._parts.executions.get(execution_id, app)
+        visit.check_place(app, found.environment)
+        captured = pb.Execution.FromString(found.detail).input
+        return "" if why_not_again(captured) else laid_out(captured)
+
+    async def _page(
+        self, visit: Visit, typed: Any, *, problem: PointsmanError | None = None, tried: Tried | None = None, given: str = ""
+    ) -> Response:
         app = visit.part("app")
         bindings = await self._parts.bindings_of(app)
         known = [found.environment for found in await self._parts.all_environments() if found.environment in bindings]
@@ -213,7 +228,7 @@ class TryPages:
         paths = [_path(one) for one in endpoints]
         endpoint = next((one for one in endpoints if _path(one) == typed("endpoint")), endpoints[0] if endpoints else {})
         fields = fields_of(endpoint.get("input_schema", {}), visit.text)
-        text = visit.text("json") if visit.typed("way") == "json" else skeleton(fields)
+        text = visit.text("json") or given or skeleton(fields)
         return visit.page(
             "try.html",
             tab="try",
@@ -227,7 +242,8 @@ class TryPages:
             fields=fields,
             schema=json.dumps(endpoint.get("input_schema", {}), indent=2, ensure_ascii=False)[:MAX_SHOWN_CHARS],
             json=text,
-            way=visit.typed("way") or ("fields" if fields else "json"),
+            way=typed("way") or ("fields" if fields and not given else "json"),
+            execution=typed("execution"),
             tried=tried,
             door=self._parts.gateway_door,
             may=visit.role is None or visit.role in TRIGGERERS,

@@ -99,9 +99,9 @@ class Visit:
         """A field of the form as it is."""
         return self._form.get(name, "")
 
-    def number(self, name: str) -> int | None:
-        """A whole number of the form; None when the field is absent or empty. Raises InvalidField."""
-        given = self.typed(name)
+    def number(self, name: str, given: str | None = None) -> int | None:
+        """A whole number of the form, or the one that is given; None when the field is absent or empty. Raises InvalidField."""
+        given = self.typed(name) if given is None else given
         if given and not re.fullmatch(r"[0-9]{1,18}", given):
             raise InvalidField([Violation(name, f"{given[:40]!r} is not a whole number")])
         return int(given) if given else None

@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 
-from control_plane.gateways import Gateways, Session
+from control_plane.gateways import REBALANCE_WITHIN_SECONDS, Gateways, Session
 from control_plane.hub import Hub
 from control_plane.model import Identity, Prepare, Rejection
 from control_plane.rpc import convert
@@ -32,7 +32,6 @@ SILENCE_SECONDS = 3 * HEARTBEAT_INTERVAL_SECONDS
 # So often at least does a gateway hear of us within the shortest max_staleness: one late word makes nobody stale.
 WORDS_WITHIN_STALENESS = 3
 MOVE_WITHIN_SECONDS = 2.0
-REBALANCE_WITHIN_SECONDS = 10.0
 
 log = structlog.get_logger()
 
