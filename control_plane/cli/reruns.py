@@ -11,10 +11,10 @@ import grpc
 from google.protobuf import json_format
 from google.protobuf.struct_pb2 import Struct
 
-from control_plane.again import why_not_again
 from control_plane.cli.client import REFUSED, Connection, metadata, server_options, told
 from control_plane.cli.durations import DURATION
 from control_plane.cli.output import output_option, print_plain, short, table, whole
+from pointsman.captured import why_not_again
 from pointsman.v1 import executions_pb2 as pb
 from pointsman.v1 import executions_pb2_grpc, trigger_pb2, trigger_pb2_grpc
 

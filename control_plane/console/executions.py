@@ -12,7 +12,6 @@ from typing import Any
 
 from starlette.responses import Response
 
-from control_plane.again import why_not_again
 from control_plane.console.filters import FIELDS, OUTCOMES, pinned, read_filters, typed_filters
 from control_plane.console.pages import laid_out, server_sent
 from control_plane.console.parts import Parts
@@ -20,6 +19,7 @@ from control_plane.console.visit import Visit, path, with_query
 from control_plane.execution_model import Execution, Outcome, Wanted
 from control_plane.service.paging import PageRequest
 from control_plane.storage.sql import to_micros
+from pointsman.captured import why_not_again
 from pointsman.errors import InvalidField, PointsmanError, Unauthenticated
 from pointsman.v1 import executions_pb2 as pb
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from starlette.responses import Response
 
-from control_plane.again import why_not_again
 from control_plane.console.gateway_door import Asked, Event, NoAnswerError
 from control_plane.console.input_form import Field, fields_of, read_fields, read_json, skeleton
 from control_plane.console.pages import laid_out, server_sent, took
@@ -22,6 +21,7 @@ from control_plane.console.visit import Visit
 from control_plane.model import Binding
 from control_plane.roles import TRIGGERERS
 from control_plane.service.snapshots import plain_of
+from pointsman.captured import why_not_again
 from pointsman.errors import InvalidField, PermissionDenied, PointsmanError, Violation
 from pointsman.v1 import executions_pb2 as pb
 
