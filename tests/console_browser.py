@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 from axe_playwright_python.async_playwright import Axe
 from google.protobuf import json_format
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, Response, async_playwright
 
 from pointsman.v1 import apps_pb2, releases_pb2
 from tests.clients import ControlPlane, control_plane_client
@@ -96,3 +96,20 @@ async def picture(page: Page, folder: Path, name: str, *, whole: bool = True) ->
     """Kept for people; never compared. `whole`: the page to its end, not only what fits the window."""
     kept = SCREENSHOTS if os.environ.get("POINTSMAN_SCREENSHOTS") else folder
     await page.screenshot(path=kept / f"{name}.png", full_page=whole)
+
+
+async def looked_over(shown: Shown, path: str, folder: Path, name: str, scheme: str, *, twice: bool = False, whole: bool = True) -> None:
+    """That a page is accessible, small and fits a phone; with `twice` its pictures are kept in dark and as on a phone, too."""
+    responses: list[Response] = []
+    async with shown.page(color_scheme=scheme) as page:
+        page.on("response", lambda response: responses.append(response))  # noqa: PLW0108 -- the handler gets an attribute
+        await page.goto(path)
+        assert sum([len(await response.body()) for response in responses]) < MAX_PAGE_BYTES
+        await accessible(page)
+        if scheme == "light" or twice:
+            await picture(page, folder, f"{name}-{scheme}", whole=whole)
+        await page.set_viewport_size({"width": 390, "height": 800})
+        assert await page.evaluate("document.documentElement.scrollWidth") <= 390
+        await accessible(page)
+        if scheme == "light" and twice:
+            await picture(page, folder, f"{name}-phone", whole=whole)

@@ -33,6 +33,7 @@ PAGES = (
     "/apps/shop/releases/v999",
     "/apps/shop/compare?from=v1&to=v999",
     "/apps/shop/new-release",
+    "/apps/shop/prune?keep_newest=10&keep_deployed=2",
     "/apps/shop/environments",
     "/apps/shop/environments/staging",
     "/apps/shop/deploy",

@@ -8,7 +8,7 @@ from playwright.async_api import expect
 from control_plane.cli.samples import sample_text
 from pointsman.appfile import parse
 from pointsman.v1 import apps_pb2, releases_pb2
-from tests.console_browser import MAX_PAGE_BYTES, accessible, picture, shown
+from tests.console_browser import accessible, looked_over, picture, shown
 
 __all__ = ["shown"]
 
@@ -176,16 +176,4 @@ async def looks(shown):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", PAGES)
 async def test_a_page_is_accessible_small_and_fits_a_phone(shown, looks, tmp_path, name, scheme):
-    sizes = []
-    async with shown.page(color_scheme=scheme) as page:
-        page.on("response", lambda response: sizes.append(response))  # noqa: PLW0108 -- the handler gets an attribute
-        await page.goto(PAGES[name].format(app="support"))
-        assert sum([len(await response.body()) for response in sizes]) < MAX_PAGE_BYTES
-        await accessible(page)
-        if scheme == "light" or name in KEPT_TWICE:
-            await picture(page, tmp_path, f"{name}-{scheme}")
-        await page.set_viewport_size({"width": 390, "height": 800})
-        assert await page.evaluate("document.documentElement.scrollWidth") <= 390
-        await accessible(page)
-        if scheme == "light" and name in KEPT_TWICE:
-            await picture(page, tmp_path, f"{name}-phone")
+    await looked_over(shown, PAGES[name].format(app="support"), tmp_path, name, scheme, twice=name in KEPT_TWICE)

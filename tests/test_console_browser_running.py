@@ -14,7 +14,7 @@ from playwright.async_api import expect
 from pointsman.v1 import apps_pb2, deployments_pb2
 from pointsman.v1 import executions_pb2 as pb
 from tests.clients import control_plane_client
-from tests.console_browser import DESCRIPTIONS, MAX_PAGE_BYTES, accessible, picture, shown, with_releases
+from tests.console_browser import DESCRIPTIONS, accessible, looked_over, picture, shown, with_releases
 from tests.eventually import eventually
 from tests.executions import ran, report
 from tests.processes import start_control_plane
@@ -93,18 +93,8 @@ async def looks(shown):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", PAGES)
 async def test_a_page_is_accessible_small_and_fits_a_phone(shown, looks, tmp_path, name, scheme):
-    responses = []
-    async with shown.page(color_scheme=scheme) as page:
-        page.on("response", lambda response: responses.append(response))  # noqa: PLW0108 -- the handler gets an attribute
-        await page.goto(PAGES[name].format(**looks))
-        assert sum([len(await response.body()) for response in responses]) < MAX_PAGE_BYTES
-        await accessible(page)
-        if scheme == "light" or name in KEPT_TWICE:
-            await picture(page, tmp_path, f"{name}-{scheme}", whole=name not in LONG)
-        await page.set_viewport_size({"width": 390, "height": 800})
-        assert await page.evaluate("document.documentElement.scrollWidth") <= 390
-        if scheme == "light" and name in KEPT_TWICE:
-            await picture(page, tmp_path, f"{name}-phone", whole=name not in LONG)
+    path = PAGES[name].format(**looks)
+    await looked_over(shown, path, tmp_path, name, scheme, twice=name in KEPT_TWICE, whole=name not in LONG)
 
 
 async def test_the_live_view_follows_with_its_filters_in_time_and_stays_bounded(shown, looks, tmp_path):
