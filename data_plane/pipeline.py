@@ -9,8 +9,9 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from data_plane.events import Emit, output_delta, step_finished, step_started
 from data_plane.loaded import LoadedEndpoint, LoadedStage, LoadedStep
@@ -28,8 +29,7 @@ MAX_CAUSE_CHARS = 2000
 SUCCEEDED, FAILED, SKIPPED, CANCELLED = "SUCCEEDED", "FAILED", "SKIPPED", "CANCELLED"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trigger:
+class Trigger(msgspec.Struct, frozen=True, kw_only=True):
     """One request to run an endpoint. `deadline` is a time.monotonic(); the endpoint's own timeout is in it already."""
 
     execution_id: str
@@ -40,8 +40,7 @@ class Trigger:
     deadline: float
 
 
-@dataclass(slots=True)
-class StepRecord:
+class StepRecord(msgspec.Struct):
     """What one step did. Times are time.time() and seconds."""
 
     stage: str
@@ -60,14 +59,14 @@ class StepRecord:
     """Where spans are exported."""
 
 
-@dataclass(slots=True)
-class Run:
+class Run(msgspec.Struct):
     """A run that has begun. `steps` grows as it goes, so that the record is there however it ends."""
 
     trigger: Trigger
     clients: Clients
-    variables: dict[str, Any] = field(init=False)
-    steps: list[StepRecord] = field(default_factory=list)
+    variables: dict[str, Any] = {}
+    """What expressions see; made here."""
+    steps: list[StepRecord] = []
     last_output: Any = None
     out_of_time: bool = False
     """A step was ended by the trigger's deadline. Timers may be early by a moment, so the clock alone does not tell."""

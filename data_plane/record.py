@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from data_plane.lookup import Asked
 from data_plane.pipeline import Run
@@ -18,8 +19,7 @@ Outcome = Execution.Outcome
 SUCCEEDED, FAILED, CANCELLED, REFUSED = Outcome.SUCCEEDED, Outcome.FAILED, Outcome.CANCELLED, Outcome.REFUSED
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """What ran, and what it gave.
 
     `replayed`: for an earlier request with the same Idempotency-Key. `stale_seconds`: how long ago the control plane was last heard,
@@ -33,8 +33,7 @@ class Answer:
     stale_seconds: int | None = None
 
 
-@dataclass(slots=True)
-class Record:
+class Record(msgspec.Struct):
     """One trigger. Nothing that it refers to changes after the end. `start_time` is a time.time()."""
 
     execution_id: str

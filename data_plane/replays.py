@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import dataclasses
 import hashlib
 import time
 from collections import OrderedDict
@@ -75,7 +74,7 @@ class Replays:
                 again.metadata = {**ended.metadata, "replayed": "true"}
                 raise again
             if ended is not None:
-                return dataclasses.replace(ended, replayed=True)
+                return msgspec.structs.replace(ended, replayed=True)
 
     async def _run(self, key: Key, fingerprint: bytes, run: Callable[[], Awaitable[Answer]]) -> Answer:
         first = _First(fingerprint, self._clock() + MEMORY_SECONDS, asyncio.get_running_loop().create_future())

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
+import msgspec
 
 from data_plane.hosts import HostPolicy, PolicedTransport
 from data_plane.mcp_sessions import McpSessions
@@ -93,8 +94,7 @@ class Usage:
     tool_calls: int = 0
 
 
-@dataclass(slots=True)
-class StepContext:
+class StepContext(msgspec.Struct):
     """What a running step is given besides its variables, the same for all attempts.
 
     `deadline` is a time.monotonic(), the step's or the trigger's; `delta`, when somebody listens, takes text as a model writes it;
