@@ -44,6 +44,7 @@ from control_plane.storage import CannotOpenStore, ExecutionStore, open_executio
 from control_plane.storage.base import Store
 from control_plane.sweeper import Sweeper
 from control_plane.tail import Tail
+from pointsman.asgi import asgi
 from pointsman.jwt import open_jwts
 from pointsman.process import run
 from pointsman.serving import GrpcServer, StartupError
@@ -133,7 +134,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         peers.address = f"{socket.gethostname()} {grpc_server.address}"
         closing.push_async_callback(grpc_server.stop, settings.drain_seconds)
         parts = replace(parts, grpc_address=grpc_server.address)
-        http_server = HttpServer(make_app(store, metrics, authority, Console(parts, settings.console_hosts)), tls=tls)
+        http_server = HttpServer(asgi(make_app(store, metrics, authority, Console(parts, settings.console_hosts))), tls=tls)
         await http_server.start(settings.http)
         closing.push_async_callback(http_server.stop)
 

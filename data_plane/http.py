@@ -1,21 +1,17 @@
-"""The HTTP door of the gateway, plain ASGI: `/v1/trigger/<endpoint>` is the way of every request, and a framework would be most of it."""
+"""The HTTP door of the gateway: `/v1/trigger/<endpoint>`, and the pages about the gateway itself."""
 
 from __future__ import annotations
 
-import asyncio
-import uuid
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from functools import partial
+import functools
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs
 
 import msgspec
-import structlog
 from google.protobuf import json_format
 
 from data_plane.access import Access, only_app
 from data_plane.gateway import Gateway
-from data_plane.hangups import Hangups
 from data_plane.lookup import Asked
 from data_plane.metrics import Metrics
 from data_plane.openapi import TRIGGER_PREFIX, Covers, describe, list_endpoints
@@ -29,7 +25,6 @@ from pointsman.calls import Calls
 from pointsman.errors import (
     Behind,
     EndpointNotFound,
-    Internal,
     InvalidField,
     InvalidInput,
     NotSynced,
@@ -39,6 +34,7 @@ from pointsman.errors import (
     Unauthenticated,
     Violation,
 )
+from pointsman.exchange import Exchange, Header, head_of
 from pointsman.metrics import CONTENT_TYPE
 from pointsman.values import NUL_REFUSED, decode_json, has_nul
 from pointsman.web_errors import error_body, error_headers
@@ -61,21 +57,11 @@ ERROR_HEADERS = {
 
 OF_WHAT_RAN = frozenset({"app", "environment", "release", "digest", "revision"})
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
-
-log = structlog.get_logger()
 _encode = msgspec.json.Encoder().encode
 
 
-class _HungUpError(Exception):
-    """The caller is gone: there is nobody to answer."""
-
-
 class HttpApp:
-    """The ASGI app of a gateway."""
+    """Answers every request of a gateway's HTTP port."""
 
     def __init__(self, gateway: Gateway, access: Access, status: Status, metrics: Metrics, calls: Calls | None = None) -> None:
         """`calls`: those of both doors of the gateway."""
@@ -84,8 +70,7 @@ class HttpApp:
         self._status = status
         self._metrics = metrics
         self._calls = calls or Calls()
-        self._hangups = Hangups()
-        self._pages: dict[str, Callable[[Scope], tuple[int, Headers, bytes]]] = {
+        self._pages: dict[str, Callable[[Exchange], tuple[int, list[Header], bytes]]] = {
             "/livez": lambda _: (200, [(b"content-type", b"text/plain")], b"alive\n"),
             "/readyz": self._readyz,
             "/v1/status": self._describe,
@@ -94,107 +79,89 @@ class HttpApp:
             "/metrics": self._show_metrics,
         }
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, exchange: Exchange) -> None:
         """One request."""
-        assert scope["type"] == "http", "lifespan and websockets are off"
-        path: str = scope["path"]
+        path = exchange.path
         try:
             if path.startswith(TRIGGER_PREFIX):
-                headers = _Headers(scope["headers"])
-                caller = self._access.caller(headers.text("authorization"))
-                token_id = caller.token_id if caller is not None else ""
-                self._calls.enter(token_id)
-                try:
-                    asked = await self._asked(path[len(TRIGGER_PREFIX) :], scope, receive, headers, caller)
-                    if "text/event-stream" in headers.text("accept"):
-                        await self._stream(asked, receive, send)
-                        return
-                    answer = await self._trigger(asked, receive)
-                finally:
-                    self._calls.leave(token_id)
-                status, answered, body = 200, [*self._headers(answer), *_left(asked)], _encode(answer.output)
-            else:
-                status, answered, body = self._page(path, scope)
-        except _HungUpError:
-            return
+                await self._trigger(exchange, path[len(TRIGGER_PREFIX) :])
+                return
+            status, headers, body = self._page(exchange)
         except PointsmanError as error:
-            status, answered, body = error.http_status, [*error_headers(error), *self._about(error)], error_body(error)
-        except Exception:
-            request_id = str(uuid.uuid4())
-            log.exception("request failed", path=path, request_id=request_id)
-            internal = Internal(request_id)
-            status, answered, body = internal.http_status, error_headers(internal), error_body(internal)
-        answered.append((b"content-length", str(len(body)).encode()))
-        await send({"type": "http.response.start", "status": status, "headers": answered})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+            status, headers, body = error.http_status, [*error_headers(error), *self._about(error)], error_body(error)
+        exchange.answer(status, head_of(headers), body)
 
-    async def _asked(self, endpoint: str, scope: Scope, receive: Receive, headers: _Headers, caller: Verifier | None) -> Asked:
+    async def _trigger(self, exchange: Exchange, endpoint: str) -> None:
+        """A caller who hangs up ends it: the task is cancelled."""
+        assert exchange.task is not None, "it runs"
+        exchange.on_gone = exchange.task.cancel
+        headers = _Headers(exchange)
+        caller = self._access.caller(headers.text(b"authorization"))
+        token_id = caller.token_id if caller is not None else ""
+        self._calls.enter(token_id)
+        try:
+            asked = await self._asked(exchange, endpoint, headers, caller)
+            if "text/event-stream" in headers.text(b"accept"):
+                # What is refused before the start raises, and is answered as ever.
+                async with told(self._gateway, asked, KEEP_ALIVE_SECONDS) as events:
+                    await write_events(events, exchange)
+                return
+            answer = await self._gateway.trigger(asked)
+        finally:
+            self._calls.leave(token_id)
+        exchange.answer(200, self._head(answer, asked), _encode(answer.output))
+
+    async def _asked(self, exchange: Exchange, endpoint: str, headers: _Headers, caller: Verifier | None) -> Asked:
         """What is asked for.
 
         Raises:
             PointsmanError: PermissionDenied, RateLimited before the body is read; InvalidInput, InvalidField, TooLarge.
+            HungUpError: the body does not come whole.
         """
-        method: str = scope["method"]
-        app, environment = headers.text("x-app") or only_app(caller), headers.text("x-environment")
-        asked = partial(
-            Asked,
-            endpoint=endpoint,
-            method=method,
-            app=app,
-            environment=environment,
-            release=headers.text("x-release"),
-            idempotency_key=headers.text("idempotency-key"),
-            trace=trace_of(headers.text("traceparent"), headers.text("tracestate")),
-            token_id=caller.token_id if caller is not None else "",
-        )
+        app, environment = headers.text(b"x-app") or only_app(caller), headers.text(b"x-environment")
+        given, min_revision, allowance = None, 0, None
+
+        def asked() -> Asked:
+            return Asked(
+                endpoint=endpoint,
+                input=given,
+                app=app,
+                environment=environment,
+                release=headers.text(b"x-release"),
+                min_revision=min_revision,
+                method=exchange.method,
+                idempotency_key=headers.text(b"idempotency-key"),
+                token_id=caller.token_id if caller is not None else "",
+                allowance=allowance,
+                trace=trace_of(headers.text(b"traceparent"), headers.text(b"tracestate")),
+            )
+
         try:
             allowance = self._access.admit(caller, app, environment or self._gateway.here.default_environment, endpoint)
-            min_revision = headers.integer("x-min-revision")
-            given = _query(scope["query_string"]) if method == "GET" else _body(await _read(receive, headers))
+            min_revision = headers.integer(b"x-min-revision")
+            given = _query(exchange.query) if exchange.method == "GET" else _body(await _read(exchange, headers))
         except PointsmanError as error:
-            self._gateway.refuse(asked(input=None), error)
+            self._gateway.refuse(asked(), error)
             raise
-        return asked(input=given, min_revision=min_revision, allowance=allowance)
+        return asked()
 
-    async def _trigger(self, asked: Asked, receive: Receive) -> Answer:
-        with self._hangups.watch(receive) as watch:
-            try:
-                return await self._gateway.trigger(asked)
-            except asyncio.CancelledError:
-                if watch.hung_up:
-                    raise _HungUpError from None
-                raise
-
-    async def _stream(self, asked: Asked, receive: Receive, send: Send) -> None:
-        """The answer as server-sent events. What is refused before the start raises, and is answered as ever."""
-        with self._hangups.watch(receive) as watch:
-            try:
-                async with told(self._gateway, asked, KEEP_ALIVE_SECONDS) as events:
-                    await write_events(events, send)
-            except asyncio.CancelledError:
-                if watch.hung_up:
-                    raise _HungUpError from None
-                raise
-
-    def _headers(self, answer: Answer) -> Headers:
+    def _head(self, answer: Answer, asked: Asked) -> bytes:
         bound = answer.active.bound
-        stale = [] if answer.stale_seconds is None else [(b"x-stale", b"%d" % answer.stale_seconds)]
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"x-execution-id", answer.execution_id.encode()),
-            (b"x-app", bound.app.encode()),
-            (b"x-environment", bound.environment.encode()),
-            (b"x-release", bound.release.encode()),
-            (b"x-release-digest", bound.digest.encode()),
-            (b"x-revision", str(bound.revision).encode()),
-            (b"x-gateway", self._gateway.gateway_id.encode()),
-            *stale,
-        ]
+        ran = _ran(self._gateway.gateway_id, bound.app, bound.environment, bound.release, bound.digest, bound.revision)
+        head = b"%bx-execution-id: %b\r\n" % (ran, answer.execution_id.encode())
+        if answer.stale_seconds is not None:
+            head += b"x-stale: %d\r\n" % answer.stale_seconds
         if answer.replayed:
-            headers.append((b"x-replayed", b"true"))
-        return headers
+            head += b"x-replayed: true\r\n"
+        if (left := asked.allowance) is not None:
+            head += b"ratelimit-limit: %d\r\nratelimit-remaining: %d\r\nratelimit-reset: %d\r\n" % (
+                left.limit,
+                left.remaining,
+                left.reset_seconds,
+            )
+        return head
 
-    def _about(self, error: PointsmanError) -> Headers:
+    def _about(self, error: PointsmanError) -> list[Header]:
         """What is known of a trigger that was refused or failed. What did not run is not named as if it had."""
         headers = [(b"x-gateway", self._gateway.gateway_id.encode())]
         ran = "digest" in error.metadata
@@ -208,8 +175,9 @@ class HttpApp:
             headers.append((b"allow", error.metadata["method"].encode()))
         return headers
 
-    def _page(self, path: str, scope: Scope) -> tuple[int, Headers, bytes]:
-        page, method = self._pages.get(path), scope["method"]
+    def _page(self, exchange: Exchange) -> tuple[int, list[Header], bytes]:
+        path, method = exchange.path, exchange.method
+        page = self._pages.get(path)
         if page is None or method not in ("GET", "HEAD"):
             takes = f"{path} takes GET, not {method}." if page else f"There is no {path!r} here."
             more: dict[str, Any] = {"method": "GET"} if page else {}
@@ -218,9 +186,9 @@ class HttpApp:
                 endpoint=path,
                 **more,
             )
-        return page(scope)
+        return page(exchange)
 
-    def _readyz(self, _scope: Scope) -> tuple[int, Headers, bytes]:
+    def _readyz(self, _exchange: Exchange) -> tuple[int, list[Header], bytes]:
         gateway_id = self._gateway.gateway_id
         if self._gateway.unready:
             raise ShuttingDown(f"Gateway {gateway_id!r} is shutting down; another will answer.", gateway_id=gateway_id)
@@ -236,96 +204,101 @@ class HttpApp:
             raise NotSynced(f"Gateway {gateway_id!r} is not ready: it does not hold what it shall serve yet.", gateway_id=gateway_id)
         return 200, [(b"content-type", b"text/plain")], b"ready\n"
 
-    def _endpoints(self, scope: Scope) -> tuple[int, Headers, bytes]:
-        app, environment, covers = self._place(scope)
+    def _endpoints(self, exchange: Exchange) -> tuple[int, list[Header], bytes]:
+        app, environment, covers = self._place(exchange)
         return 200, list(JSON_HEADERS), _encode(list_endpoints(self._gateway.table, app, environment, covers))
 
-    def _openapi(self, scope: Scope) -> tuple[int, Headers, bytes]:
-        app, environment, covers = self._place(scope)
+    def _openapi(self, exchange: Exchange) -> tuple[int, list[Header], bytes]:
+        app, environment, covers = self._place(exchange)
         return 200, list(JSON_HEADERS), _encode(describe(self._gateway.table, self._gateway.here, app, environment, covers))
 
-    def _place(self, scope: Scope) -> tuple[str, str, Covers]:
+    def _place(self, exchange: Exchange) -> tuple[str, str, Covers]:
         """App and environment, as in a trigger's headers or in the query, empty where not named; and what the caller may trigger."""
-        headers, query = _Headers(scope["headers"]), _query(scope["query_string"])
-        caller = self._access.caller(headers.text("authorization"))
+        headers, query = _Headers(exchange), _query(exchange.query)
+        caller = self._access.caller(headers.text(b"authorization"))
         self._access.admit_to_endpoints(caller)
-        app = str(query.get("app") or headers.text("x-app") or only_app(caller))
+        app = str(query.get("app") or headers.text(b"x-app") or only_app(caller))
         covers = caller.covers if caller is not None else lambda _app, _environment, _path: True
-        return app, str(query.get("environment") or headers.text("x-environment")), covers
+        return app, str(query.get("environment") or headers.text(b"x-environment")), covers
 
-    def _admit_look(self, scope: Scope) -> None:
-        self._access.admit_look(self._access.caller(_Headers(scope["headers"]).text("authorization")))
+    def _admit_look(self, exchange: Exchange) -> None:
+        self._access.admit_look(self._access.caller(_Headers(exchange).text(b"authorization")))
 
-    def _show_metrics(self, scope: Scope) -> tuple[int, Headers, bytes]:
-        self._admit_look(scope)
+    def _show_metrics(self, exchange: Exchange) -> tuple[int, list[Header], bytes]:
+        self._admit_look(exchange)
         return 200, [(b"content-type", CONTENT_TYPE.encode())], self._metrics.page()
 
-    def _describe(self, scope: Scope) -> tuple[int, Headers, bytes]:
-        self._admit_look(scope)
+    def _describe(self, exchange: Exchange) -> tuple[int, list[Header], bytes]:
+        self._admit_look(exchange)
         message = json_format.MessageToDict(
             self._status.describe(), preserving_proto_field_name=True, always_print_fields_with_no_presence=True
         )
         return 200, list(JSON_HEADERS), _encode(message)
 
 
-def _left(asked: Asked) -> Headers:
-    """What is left of the token's rate limit, if it has one."""
-    left = asked.allowance
-    if left is None:
-        return []
-    told = {"limit": left.limit, "remaining": left.remaining, "reset": left.reset_seconds}
-    return [(f"ratelimit-{name}".encode(), str(value).encode()) for name, value in told.items()]
-
-
-_OTHER_HEADERS = frozenset(
-    {b"content-length", b"content-encoding", b"accept", b"traceparent", b"tracestate", b"idempotency-key", b"authorization"}
-)
+@functools.lru_cache(maxsize=1024)
+def _ran(gateway_id: str, app: str, environment: str, release: str, digest: str, revision: int) -> bytes:
+    """What the heads of all answers have in common that one release gives."""
+    return head_of(
+        [
+            (b"content-type", b"application/json"),
+            (b"x-app", app.encode()),
+            (b"x-environment", environment.encode()),
+            (b"x-release", release.encode()),
+            (b"x-release-digest", digest.encode()),
+            (b"x-revision", b"%d" % revision),
+            (b"x-gateway", gateway_id.encode()),
+        ]
+    )
 
 
 class _Headers:
-    """The request headers that are asked for, by name in small letters."""
+    """The request's headers, by name in small letters."""
 
-    def __init__(self, raw: Iterable[tuple[bytes, bytes]]) -> None:
-        self._raw = {name: value for name, value in raw if name.startswith(b"x-") or name in _OTHER_HEADERS}
+    __slots__ = ("_given",)
 
-    def text(self, name: str) -> str:
-        return self._raw.get(name.encode(), b"").decode("latin-1").strip()
+    def __init__(self, exchange: Exchange) -> None:
+        self._given = dict(exchange.headers)
 
-    def integer(self, name: str) -> int:
-        """0 when absent. Raises InvalidField."""
+    def text(self, name: bytes) -> str:
+        """Empty when it is absent."""
+        value = self._given.get(name)
+        return "" if value is None else value.decode("latin-1").strip()
+
+    def integer(self, name: bytes) -> int:
+        """0 when it is absent. Raises InvalidField."""
         text = self.text(name)
         if not text:
             return 0
         if not text.isdecimal() or len(text) > 18:
-            raise InvalidField([Violation(name.title(), f"{text[:40]!r} is not a revision, such as 57")])
+            raise InvalidField([Violation(name.decode().title(), f"{text[:40]!r} is not a revision, such as 57")])
         return int(text)
 
 
-async def _read(receive: Receive, headers: _Headers) -> bytes:
+async def _read(exchange: Exchange, headers: _Headers) -> bytes:
     """The whole body.
 
     Raises:
         InvalidInput: it is compressed.
         TooLarge: before reading it when its length is told.
-        _HungUpError: it does not come whole.
+        HungUpError: it does not come whole.
     """
-    if (encoding := headers.text("content-encoding")) not in ("", "identity"):
+    if (encoding := headers.text(b"content-encoding")) not in ("", "identity"):
         refused = f"the body comes with Content-Encoding {encoding[:40]!r}, and is not unpacked; send it as it is"
         raise InvalidInput([Violation("", refused)])
-    told = headers.text("content-length")
+    told = headers.text(b"content-length")
     if told.isdecimal() and int(told) > MAX_BODY_BYTES:
         raise TooLarge("The body", limit=MAX_BODY_BYTES, given=int(told))
-    parts, size = [], 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _HungUpError
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
+    body = await exchange.read()
+    if exchange.is_whole:
+        return body
+    parts, size = [body], len(body)
+    while part := await exchange.read():
+        parts.append(part)
+        size += len(part)
         if size > MAX_BODY_BYTES:
             raise TooLarge("The body", limit=MAX_BODY_BYTES, given=f"more than {MAX_BODY_BYTES}")
-        if not message.get("more_body"):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+    return b"".join(parts)
 
 
 def _body(body: bytes) -> Any:

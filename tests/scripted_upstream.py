@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from pointsman.asgi import asgi
 from pointsman.settings import Address
 from pointsman.web import HttpServer
 
@@ -44,7 +45,7 @@ class ScriptedUpstream:
                 Route("/{path:path}", self._answer, methods=["GET", "POST", "PUT", "DELETE"]),
             ]
         )
-        server = HttpServer(app)
+        server = HttpServer(asgi(app))
         await server.start(Address("127.0.0.1", 0))
         self.url = f"http://{server.address}"
         try:

@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from data_plane.steps.answers import read_body, read_lines, send
 from data_plane.steps.base import MAX_ANSWER_BYTES, Clients, StepError
+from pointsman.asgi import asgi
 from pointsman.settings import Address
 from pointsman.web import HttpServer
 from tests.test_tool_call import clients as clients  # noqa: PLC0414 -- a fixture
@@ -31,7 +32,7 @@ async def answering(clients: Clients, *pieces: bytes, encoding: str = "") -> Asy
 
         return StreamingResponse(body(), headers={"content-encoding": encoding} if encoding else {})
 
-    server = HttpServer(Starlette(routes=[Route("/", answer)]))
+    server = HttpServer(asgi(Starlette(routes=[Route("/", answer)])))
     await server.start(Address("127.0.0.1", 0))
     response = await send(clients, clients.http.build_request("GET", f"http://{server.address}/"), "it", retryable=True)
     try:

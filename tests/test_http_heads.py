@@ -8,9 +8,9 @@ import json
 
 import pytest
 
+from pointsman.http1 import MAX_HEAD_BYTES, MAX_PIPELINED
 from pointsman.settings import Address
 from pointsman.web import HttpServer
-from pointsman.web_protocol import MAX_HEAD_BYTES, MAX_PIPELINED
 
 
 @pytest.fixture
@@ -18,12 +18,11 @@ async def held():
     """A server whose answers wait for the event."""
     go = asyncio.Event()
 
-    async def app(scope, receive, send):
+    async def handler(exchange):
         await go.wait()
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
-        await send({"type": "http.response.body", "body": b"ok"})
+        exchange.answer(200, b"", b"ok")
 
-    server = HttpServer(app)
+    server = HttpServer(handler)
     await server.start(Address("127.0.0.1", 0))
     yield server.address, go
     go.set()

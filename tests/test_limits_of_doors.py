@@ -18,7 +18,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
-from pointsman import calls, serving, serving_calls, web, web_protocol
+from pointsman import calls, http1, serving, serving_calls, web
+from pointsman.asgi import asgi
 from pointsman.calls import Calls
 from pointsman.errors import RateLimited
 from pointsman.serving import GrpcServer
@@ -123,7 +124,7 @@ async def serving_http(**more):
     routes = [Route("/read", read_all, methods=["GET", "POST"]), Route("/large", large), Route("/quiet", quiet)]
     app = Starlette(routes=routes, exception_handlers={ClientDisconnect: gone})
     app.state.go = asyncio.Event()
-    server = HttpServer(app, **more)
+    server = HttpServer(asgi(app), **more)
     await server.start(Address("127.0.0.1", 0))
     try:
         yield server, app
@@ -160,7 +161,7 @@ async def is_served(server):
 
 
 async def test_a_head_that_comes_too_slowly(monkeypatch):
-    monkeypatch.setattr(web_protocol, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(http1, "HEAD_SECONDS", 0.3)
     async with serving_http() as (server, _):
         slow = asyncio.create_task(until_closed(server.address, HEAD))
         silent = asyncio.create_task(until_closed(server.address, b""))
@@ -171,7 +172,7 @@ async def test_a_head_that_comes_too_slowly(monkeypatch):
 
 
 async def test_a_body_that_comes_too_slowly(monkeypatch):
-    monkeypatch.setattr(web_protocol, "BODY_SECONDS", 0.3)
+    monkeypatch.setattr(http1, "BODY_SECONDS", 0.3)
     async with serving_http() as (server, _):
         slow = asyncio.create_task(until_closed(server.address, HEAD + b"Content-Length: 100\r\n\r\nabc"))
         assert await is_served(server)
@@ -186,7 +187,7 @@ async def test_a_body_that_comes_too_slowly(monkeypatch):
 
 @pytest.mark.parametrize("ended", [True, False])
 async def test_a_head_that_is_too_large(monkeypatch, ended):
-    monkeypatch.setattr(web_protocol, "MAX_HEAD_BYTES", 2000)
+    monkeypatch.setattr(http1, "MAX_HEAD_BYTES", 2000)
     async with serving_http() as (server, _):
         head = HEAD + b"".join(b"X-%d: %s\r\n" % (number, b"v" * 90) for number in range(40))
         told = error_in(await until_closed(server.address, head + (b"\r\n" if ended else b"")), 413)
@@ -204,7 +205,7 @@ async def test_what_is_not_http():
 
 
 async def test_more_connections_than_there_may_be(monkeypatch):
-    monkeypatch.setattr(web_protocol, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(http1, "MAX_CONNECTIONS", 2)
     async with serving_http() as (server, _):
         held = [await asyncio.open_connection(*server.address) for _ in range(2)]
         for _, writer in held:
@@ -220,9 +221,9 @@ async def test_more_connections_than_there_may_be(monkeypatch):
 
 
 async def test_who_does_not_read_is_hung_up_on_and_a_silent_stream_is_not(monkeypatch):
-    monkeypatch.setattr(web_protocol, "UNREAD_SECONDS", 0.3)
-    monkeypatch.setattr(web_protocol, "HEAD_SECONDS", 0.3)
-    monkeypatch.setattr(web_protocol, "BODY_SECONDS", 0.3)
+    monkeypatch.setattr(http1, "UNREAD_SECONDS", 0.3)
+    monkeypatch.setattr(http1, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(http1, "BODY_SECONDS", 0.3)
     async with serving_http() as (server, app), httpx2.AsyncClient(trust_env=False) as http:
         async with http.stream("GET", f"http://{server.address}/quiet") as stream:
             lines = stream.aiter_lines()
@@ -233,9 +234,9 @@ async def test_who_does_not_read_is_hung_up_on_and_a_silent_stream_is_not(monkey
 
             async def hung_up():
                 # The stream that is left is the quiet one.
-                return len(server._server.server_state.connections) == 1
+                return server.connections == 1
 
-            await eventually(lambda: len(server._server.server_state.connections) == 2)
+            await eventually(lambda: server.connections == 2)
             await eventually(hung_up)
             app.state.go.set()
             assert await anext(lines) == "last"

@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from data_plane.pipeline import run
 from data_plane.steps.base import Clients
+from pointsman.asgi import asgi
 from pointsman.errors import StepFailed
 from pointsman.settings import Address
 from pointsman.v1.config_pb2 import AppConfig
@@ -47,7 +48,7 @@ class OddServer:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[OddServer]:
-        server = HttpServer(Starlette(routes=[Route("/mcp", self._post, methods=["POST"])]))
+        server = HttpServer(asgi(Starlette(routes=[Route("/mcp", self._post, methods=["POST"])])))
         await server.start(Address("127.0.0.1", 0))
         self.url = f"http://{server.address}/mcp"
         try:

@@ -1,83 +1,41 @@
-"""The HTTP side of both servers: uvicorn inside our event loop."""
+"""The HTTP side of both servers, in the event loop of the gRPC server."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import socket
-from collections.abc import Iterator
+import time
+from email.utils import formatdate
 from typing import Any
 
-import uvicorn
-
+from pointsman.http1 import Connection, Handler, Shared
 from pointsman.serving import check_free
 from pointsman.settings import Address
 from pointsman.tls import ServerTls
-from pointsman.web_protocol import LimitedProtocol
 
-GRACEFUL_SHUTDOWN_SECONDS = 10
-KEEP_ALIVE_SECONDS = 75
+GRACEFUL_SHUTDOWN_SECONDS = 10.0
 BACKLOG = 2048
 HANDSHAKE_SECONDS = 10.0
-# uvicorn ticks ten times a second.
-TICKS_BETWEEN_LOOKS = 5
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its own signal handlers: one place owns shutdown (serving.run)."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's, with a time for TLS handshakes, for which it has no setting."""
-
-        def connection() -> asyncio.Protocol:
-            return LimitedProtocol(self.config, self.server_state, {})
-
-        secure: dict[str, Any] = {"ssl_handshake_timeout": HANDSHAKE_SECONDS} if self.config.ssl is not None else {}
-        loop = asyncio.get_running_loop()
-        listen = [loop.create_server(connection, sock=sock, ssl=self.config.ssl, backlog=BACKLOG, **secure) for sock in sockets or ()]
-        self.servers = [await one for one in listen]
-        self.started = True
-
-    async def on_tick(self, counter: int) -> bool:
-        """Looks for connections that are overdue."""
-        if counter % TICKS_BETWEEN_LOOKS == 0:
-            now = asyncio.get_running_loop().time()
-            for connection in list(self.server_state.connections):
-                assert isinstance(connection, LimitedProtocol), "websockets are off"
-                connection.expire(now)
-        return await super().on_tick(counter)
+# Between looks for connections that are overdue; the time in answers is as old at most.
+TICK_SECONDS = 0.5
 
 
 class HttpServer:
-    """An ASGI app on an address of its own, in the event loop of the gRPC server. `address` has the resolved port after start."""
+    """A handler on an address of its own. `address` has the resolved port after start."""
 
-    def __init__(self, app: Any, *, reuse_port: bool = False, tls: ServerTls | None = None) -> None:
-        config = uvicorn.Config(
-            app,
-            loop="none",
-            http=LimitedProtocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            # A line for each request that is not HTTP would fill the disk.
-            log_level="error",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
-            ssl_context_factory=(lambda _config, _default: tls.context()) if tls is not None else None,
-        )
+    def __init__(self, handler: Handler, *, reuse_port: bool = False, tls: ServerTls | None = None) -> None:
         self.address = Address("", 0)
         self._reuse_port = reuse_port
-        self._config = config
-        self._server = _Server(config)
-        self._task: asyncio.Task[None] | None = None
+        self._tls = tls
+        self._shared = Shared(handler)
+        self._listening: asyncio.Server | None = None
+        self._ticking: asyncio.Task[None] | None = None
+
+    @property
+    def connections(self) -> int:
+        """How many there are."""
+        return len(self._shared.connections)
 
     async def start(self, listen: Address) -> None:
         """Listens and serves.
@@ -87,17 +45,42 @@ class HttpServer:
         """
         if not self._reuse_port:
             check_free(listen)
-        self._config.host, self._config.port = listen.host, listen.port
         sock = listening_socket(listen, reuse_port=self._reuse_port)
         self.address = Address(listen.host, sock.getsockname()[1])
-        self._task = asyncio.create_task(self._server.serve(sockets=[sock]), name="http server")
+        self._tick()
+        self._ticking = asyncio.create_task(self._tick_on(), name="http connections")
+        secure: dict[str, Any] = {} if self._tls is None else {"ssl": self._tls.context(), "ssl_handshake_timeout": HANDSHAKE_SECONDS}
+        loop = asyncio.get_running_loop()
+        self._listening = await loop.create_server(lambda: Connection(self._shared), sock=sock, backlog=BACKLOG, **secure)
 
     async def stop(self, grace_seconds: float = GRACEFUL_SHUTDOWN_SECONDS) -> None:
-        """Takes no new requests, lets running ones finish within the grace, then closes."""
-        self._config.timeout_graceful_shutdown = math.ceil(grace_seconds)
-        if self._task is not None:
-            self._server.should_exit = True
-            await self._task
+        """Takes no new requests, lets running ones finish within the grace, then ends them."""
+        if self._listening is None or self._ticking is None:
+            return
+        self._listening.close()
+        for connection in list(self._shared.connections):
+            connection.drain()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_seconds):
+                await self._shared.are_gone()
+        for connection in list(self._shared.connections):
+            connection.abort()
+        await self._shared.are_gone()
+        await self._listening.wait_closed()
+        self._ticking.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._ticking
+
+    async def _tick_on(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self._tick()
+
+    def _tick(self) -> None:
+        self._shared.date = b"date: %b\r\n" % formatdate(time.time(), usegmt=True).encode()
+        now = asyncio.get_running_loop().time()
+        for connection in list(self._shared.connections):
+            connection.expire(now)
 
 
 def listening_socket(listen: Address, *, reuse_port: bool = False) -> socket.socket:
@@ -108,7 +91,7 @@ def listening_socket(listen: Address, *, reuse_port: bool = False) -> socket.soc
     if reuse_port:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     sock.bind(address)
-    # Now, and not when uvicorn gets to it: whoever reads the ready line connects at once.
+    # Now, and not when the event loop gets to it: whoever reads the ready line connects at once.
     sock.listen(BACKLOG)
     sock.setblocking(False)
     return sock
