@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -87,7 +87,7 @@ def find_release(asked: Asked, table: Table, here: Here) -> Active:
             control_plane=here.control_plane,
         )
     environment = asked.environment or here.default_environment
-    app = asked.app or _only_app(table)
+    app = asked.app or table.only_app or _no_app(table)
     key = (app, environment)
     active = table.active.get(key)
     if table.rejected and key in table.rejected:
@@ -117,11 +117,9 @@ def find_endpoint(asked: Asked, active: Active) -> LoadedEndpoint:
     return endpoint
 
 
-def _only_app(table: Table) -> str:
-    """Of a trigger that names none."""
+def _no_app(table: Table) -> NoReturn:
+    """A trigger names none. Raises InvalidField."""
     apps = {app for app, _ in (*table.active, *table.rejected)}
-    if len(apps) == 1:
-        return apps.pop()
     there = f"this gateway serves {', '.join(sorted(apps))}" if apps else "this gateway serves no app yet; deploy a release first"
     raise InvalidField([Violation("app", f"absent, and {there}; name it in app, or in the header X-App")])
 

@@ -133,6 +133,13 @@ class Table:
     tokens: Mapping[str, Verifier] = field(default_factory=dict)
     """By token_id."""
 
+    only_app: str = field(init=False)
+    """Of triggers that name none; empty when there are several apps, or none."""
+
+    def __post_init__(self) -> None:
+        apps = {app for app, _ in (*self.active, *self.rejected)}
+        object.__setattr__(self, "only_app", apps.pop() if len(apps) == 1 else "")
+
     @property
     def ready(self) -> bool:
         """Whether something is served for everything that is bound."""

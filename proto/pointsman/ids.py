@@ -7,25 +7,34 @@ import threading
 import time
 from collections.abc import Callable
 
-_RANDOM_BITS = 74
+# Of the 74 bits that are neither time nor mark; the first is left 0, so that counting up has room.
+_RANDOM_BITS = 73
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 class IdMaker:
     """Makes UUIDv7s that strictly grow within the process: within one millisecond, and when the clock is set back, by counting up."""
 
-    def __init__(self, now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000) -> None:
+    def __init__(self, now_ms: Callable[[], int] = _now_ms) -> None:
         self._now_ms = now_ms
         self._lock = threading.Lock()
-        self._last = 0
+        self._last_ms = -1
+        self._count = 0
 
     def __call__(self) -> str:
         """A new id, as text."""
-        fresh = self._now_ms() << _RANDOM_BITS | int.from_bytes(os.urandom(10)) >> 6
+        now = self._now_ms()
         with self._lock:
-            self._last = value = max(fresh, self._last + 1)
-        milliseconds, high, low = value >> _RANDOM_BITS, value >> 62 & 0xFFF, value & (1 << 62) - 1
-        text = f"{milliseconds << 80 | 0x7 << 76 | high << 64 | 0b10 << 62 | low:032x}"
-        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+            if now > self._last_ms:
+                self._last_ms, self._count = now, int.from_bytes(os.urandom(10)) >> 80 - _RANDOM_BITS
+            else:
+                now, self._count = self._last_ms, self._count + 1
+            count = self._count
+        high, low = count >> 62, count & (1 << 62) - 1
+        return f"{now >> 16:08x}-{now & 0xFFFF:04x}-{0x7000 | high:04x}-{0x8000 | low >> 48:04x}-{low & 0xFFFFFFFFFFFF:012x}"
 
 
 new_id = IdMaker()
