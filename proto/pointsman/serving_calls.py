@@ -154,10 +154,11 @@ class Entry:
 
     def admit(self, context: Any) -> tuple[Check | None, str]:
         """Lets the caller in, and counts the call: what its requests are shown to, and whose it is. Raises PointsmanError."""
-        metadata = {str(key): str(value) for key, value in context.invocation_metadata() or ()}
+        metadata: dict[str, str] = dict(context.invocation_metadata() or ())
         METADATA.set(metadata)
         check = self.authorise(self.method, metadata)
-        token_id = "" if self.method in self.uncounted else _whose(metadata.get("authorization", ""))
+        shown = metadata.get("authorization")
+        token_id = _whose(shown) if shown and self.method not in self.uncounted else ""
         self.calls.enter(token_id)
         return check, token_id
 
