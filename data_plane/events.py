@@ -66,21 +66,24 @@ class Events:
             self._waiting.append(event)
         self._wake()
 
-    async def take(self, idle_seconds: float | None = None) -> list[Event]:
-        """All that wait, so that they can be written at once; waits for the first, but no longer than `idle_seconds`: then none."""
+    async def take(self) -> list[Event]:
+        """All that wait, so that they can be written at once; waits for the first."""
         if not self._waiting:
-            loop = asyncio.get_running_loop()
-            self._reader = loop.create_future()
-            timer = loop.call_later(idle_seconds, self._wake) if idle_seconds is not None else None
+            self._reader = asyncio.get_running_loop().create_future()
             try:
                 await self._reader
             finally:
                 self._reader = None
-                if timer is not None:
-                    timer.cancel()
+        return self.taken()
+
+    def taken(self) -> list[Event]:
+        """All that wait, now."""
         self._join()
         taken, self._waiting = self._waiting, []
         return taken
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
 
     def _join(self) -> None:
         if self._more:

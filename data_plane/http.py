@@ -16,9 +16,8 @@ from data_plane.lookup import Asked
 from data_plane.metrics import Metrics
 from data_plane.openapi import TRIGGER_PREFIX, Covers, describe, list_endpoints
 from data_plane.record import Answer
-from data_plane.sse import KEEP_ALIVE_SECONDS, write_events
+from data_plane.sse import answer_by_events
 from data_plane.status import Status
-from data_plane.streaming import told
 from data_plane.table import Verifier
 from data_plane.tracing import trace_of
 from pointsman.calls import Calls
@@ -102,9 +101,7 @@ class HttpApp:
         try:
             asked = await self._asked(exchange, endpoint, headers, caller)
             if "text/event-stream" in headers.text(b"accept"):
-                # What is refused before the start raises, and is answered as ever.
-                async with told(self._gateway, asked, KEEP_ALIVE_SECONDS) as events:
-                    await write_events(events, exchange)
+                await answer_by_events(self._gateway, asked, exchange)
                 return
             answer = await self._gateway.trigger(asked)
         finally:

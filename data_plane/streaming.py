@@ -1,4 +1,4 @@
-"""A trigger told as it goes, for both doors."""
+"""A trigger told as it goes, to a reader who takes its events; the end of it, for both doors."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from collections.abc import AsyncIterator
 from data_plane.events import Event, Events
 from data_plane.gateway import Gateway
 from data_plane.lookup import Asked
+from data_plane.record import Answer
 from pointsman.errors import PointsmanError
 
 
 @contextlib.asynccontextmanager
-async def told(gateway: Gateway, asked: Asked, idle_seconds: float | None = None) -> AsyncIterator[AsyncIterator[list[Event]]]:
+async def told(gateway: Gateway, asked: Asked) -> AsyncIterator[AsyncIterator[list[Event]]]:
     """The events of one trigger, as many at a time as wait. Leaving the context cancels the work, if it still goes on.
 
-    The iterator ends after execution_completed; after execution_failed it raises the error. No events: there were none for `idle_seconds`.
+    The iterator ends after execution_completed; after execution_failed it raises the error.
 
     Raises:
         PointsmanError: what is refused before the start, when the context is entered.
@@ -29,7 +30,7 @@ async def told(gateway: Gateway, asked: Asked, idle_seconds: float | None = None
         if not first.done():
             # It ended without a start: refused.
             await task
-        yield _all(task, events, first.result(), idle_seconds)
+        yield _all(task, events, first.result())
     finally:
         first.cancel()
         task.cancel()
@@ -37,12 +38,12 @@ async def told(gateway: Gateway, asked: Asked, idle_seconds: float | None = None
             await task
 
 
-async def _all(task: asyncio.Task[object], events: Events, first: list[Event], idle_seconds: float | None) -> AsyncIterator[list[Event]]:
+async def _all(task: asyncio.Task[Answer], events: Events, first: list[Event]) -> AsyncIterator[list[Event]]:
     yield first
     task.add_done_callback(lambda _: events.put(_END))
     while True:
-        some = await events.take(idle_seconds)
-        if some and some[-1] is _END:
+        some = await events.take()
+        if some[-1] is _END:
             break
         yield some
     if len(some) > 1:
@@ -50,9 +51,19 @@ async def _all(task: asyncio.Task[object], events: Events, first: list[Event], i
     try:
         answer = await task
     except PointsmanError as error:
-        yield [Event("execution_failed", {"error": error.reason_name, "message": error.message, "details": error.metadata})]
+        yield [failed(error)]
         raise
-    yield [Event("execution_completed", {"output": getattr(answer, "output", None)})]
+    yield [completed(answer)]
+
+
+def completed(answer: Answer) -> Event:
+    """The last event."""
+    return Event("execution_completed", {"output": answer.output})
+
+
+def failed(error: PointsmanError) -> Event:
+    """The last event of one that failed."""
+    return Event("execution_failed", {"error": error.reason_name, "message": error.message, "details": error.metadata})
 
 
 _END = Event("end", {})

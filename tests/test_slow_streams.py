@@ -6,14 +6,13 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import MutableMapping
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from google.protobuf import json_format
 
-import data_plane.streaming
+import data_plane.sse
 from data_plane.access import Access
 from data_plane.events import JOIN_DELTAS_BEYOND, Event, Events
 from data_plane.gateway import Gateway
@@ -24,6 +23,7 @@ from data_plane.lookup import Here
 from data_plane.secrets import Secrets
 from data_plane.staleness import Staleness
 from data_plane.table import Bound
+from pointsman.http1 import Connection, Shared
 from pointsman.v1.config_pb2 import AppConfig
 from tests.eventually import eventually
 from tests.reference_interpreter import Answer
@@ -35,8 +35,8 @@ from tests.test_streaming import chatting
 __all__ = ["bare"]
 
 
-def waiting_for(seconds: float) -> tuple[HttpApp, dict[str, Any]]:
-    """A door whose endpoint `wait` takes so long, and a request to it that wants to be told."""
+def waiting_for(seconds: float) -> HttpApp:
+    """A door whose endpoint `wait` takes so long."""
     config = {
         "endpoints": [{"name": "wait", "pipeline": "wait", "timeout": "600s"}],
         "pipelines": [
@@ -53,33 +53,46 @@ def waiting_for(seconds: float) -> tuple[HttpApp, dict[str, Any]]:
     tools = ScriptedTools({"slow": [Answer("ok", seconds)]})
     gateway = Gateway(holder, Staleness(holder), clients_of(tools), here)
     # Of the pages, which it is not asked for here, it needs more.
-    app = HttpApp(gateway, Access(holder), None, None)  # type: ignore[arg-type]
-    return app, {
-        "type": "http",
-        "method": "POST",
-        "path": "/v1/trigger/wait",
-        "query_string": b"",
-        "headers": [(b"accept", b"text/event-stream")],
-    }
+    return HttpApp(gateway, Access(holder), None, None)  # type: ignore[arg-type]
+
+
+class Written(asyncio.Transport):
+    """What is written, and when."""
+
+    def __init__(self, clock: ClockThatNeverWaits) -> None:
+        super().__init__()
+        self.parts: list[tuple[float, bytes]] = []
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._clock = clock
+
+    def write(self, data: Any) -> None:
+        self.parts.append((self._clock.time(), bytes(data)))
+
+    def is_closing(self) -> bool:
+        return self.closed.done()
+
+    def close(self) -> None:
+        self.closed.set_result(None)
 
 
 def test_a_comment_comes_every_15_seconds_when_nothing_else_does() -> None:
-    clock, sent = ClockThatNeverWaits(), list[tuple[float, bytes]]()
-    app, scope = waiting_for(50.0)
-    messages = [{"type": "http.request", "body": b"{}"}]
+    clock, app = ClockThatNeverWaits(), waiting_for(50.0)
 
-    async def receive() -> MutableMapping[str, Any]:
-        return messages.pop() if messages else await asyncio.get_running_loop().create_future()
-
-    async def send(message: MutableMapping[str, Any]) -> None:
-        sent.append((clock.time(), message.get("body", b"")))
+    async def asked() -> list[tuple[float, bytes]]:
+        connection, transport = Connection(Shared(app)), Written(clock)
+        connection.connection_made(transport)
+        head = b"POST /v1/trigger/wait HTTP/1.1\r\nAccept: text/event-stream\r\nConnection: close\r\nContent-Length: 2\r\n\r\n"
+        connection.data_received(head + b"{}")
+        await transport.closed
+        return transport.parts
 
     with clock.running() as runner:
-        runner.run(app(scope, receive, send))
-    comments = [round(when) for when, body in sent if body == b": keep-alive\n\n"]
+        sent = runner.run(asked())
+    comments = [round(when) for when, body in sent if body == b"e\r\n: keep-alive\n\n\r\n"]
     assert comments == [15, 30, 45]
     assert b"execution.completed" in sent[-2][1]
     assert round(sent[-2][0]) == 50
+    assert sent[-1][1] == b"0\r\n\r\n"
 
 
 class Watched(Events):
@@ -96,7 +109,7 @@ async def test_a_reader_that_does_not_read_holds_up_nothing_and_gets_all_the_tex
     bare: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await bare.bind(7, ("shop", "production", "v1"), config=chatting(bare.upstream.url))
-    monkeypatch.setattr(data_plane.streaming, "Events", Watched)
+    monkeypatch.setattr(data_plane.sse, "Events", Watched)
     pieces = [f"{number:04}" + "x" * 1000 for number in range(3000)]
     bare.upstream.completions = ["|".join(pieces)]
     host, port = bare.http.base_url.host, bare.http.base_url.port

@@ -184,8 +184,29 @@ class Exchange:
         close = b"" if self.keep_alive else CLOSE
         self._pending = b"".join((STATUS_LINES[status], self._connection.date, head, told, close, b"\r\n"))
 
+    @property
+    def is_stuck(self) -> bool:
+        """The caller does not read what is written, and has much of it before it."""
+        return self._connection.writable is not None
+
+    def when_writable(self, call: Callable[[], object]) -> None:
+        """Calls when the caller reads again, or is gone."""
+        assert self._connection.writable is not None, "it is stuck"
+        self._connection.writable.add_done_callback(lambda _: call())
+
+    async def writable(self) -> None:
+        """Returns when the caller reads again, or is gone."""
+        if self._connection.writable is not None:
+            # Shielded: others wait for the same.
+            await asyncio.shield(self._connection.writable)
+
     async def write(self, part: bytes) -> None:
         """Waits while the caller does not read. For who is gone it does nothing. Raises ValueError beyond the length."""
+        self.push(part)
+        await self.writable()
+
+    def push(self, part: bytes) -> None:
+        """The same without waiting."""
         pending, self._pending = self._pending, b""
         self._left -= len(part)
         if self._left < 0:
@@ -198,8 +219,6 @@ class Exchange:
             part = b"%x\r\n%b\r\n" % (len(part), part)
         if pending or part:
             self._connection.transport.write(pending + part)
-            if self._connection.writable is not None:
-                await self._connection.writable
 
     def end(self) -> None:
         """After the last part."""

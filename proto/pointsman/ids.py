@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +20,8 @@ class IdMaker:
 
     def __init__(self, now_ms: Callable[[], int] = _now_ms) -> None:
         self._now_ms = now_ms
+        # Seeded by the system. Nobody must be able to use an id for having guessed it, so it takes no secret randomness.
+        self._random = random.Random()  # noqa: S311
         self._lock = threading.Lock()
         self._last_ms = -1
         self._count = 0
@@ -29,7 +31,7 @@ class IdMaker:
         now = self._now_ms()
         with self._lock:
             if now > self._last_ms:
-                self._last_ms, self._count = now, int.from_bytes(os.urandom(10)) >> 80 - _RANDOM_BITS
+                self._last_ms, self._count = now, self._random.getrandbits(_RANDOM_BITS)
             else:
                 now, self._count = self._last_ms, self._count + 1
             count = self._count
