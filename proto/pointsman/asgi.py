@@ -53,7 +53,7 @@ class _Call:
                 part = await self._exchange.read()
             except HungUpError:
                 return {"type": "http.disconnect"}
-            self._is_read = not part
+            self._is_read = self._exchange.is_whole
             return {"type": "http.request", "body": part, "more_body": not self._is_read}
         await self._exchange.until_gone()
         return {"type": "http.disconnect"}

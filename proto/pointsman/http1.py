@@ -222,10 +222,10 @@ class Connection(asyncio.Protocol):
             parsed = httptools.parse_url(url)
         except httptools.HttpParserInvalidURLError:
             parsed = None
-        if parsed is None or not parsed.path or not url.isascii():
+        if parsed is None or not url.isascii():
             self._refusal = InvalidField([Violation("", "it asks for what is no path; it must begin with `/`, and have only ASCII in it")])
             raise self._refusal
-        return bytes(parsed.path) + (b"?" + parsed.query if parsed.query else b"")
+        return (parsed.path or b"/") + (b"?" + parsed.query if parsed.query else b"")
 
     def on_chunk_header(self) -> None:
         """After the last chunk come headers again."""

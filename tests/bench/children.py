@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from tests.processes import ROOT, Server, clean_environment
 
 START_SECONDS = 60.0
 KIB = 1024
+ALL_PROCESSORS = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set[int]()
 
 
 @contextlib.asynccontextmanager
@@ -42,6 +43,29 @@ async def line(process: asyncio.subprocess.Process, seconds: float = START_SECON
     if not found:
         raise RuntimeError("a child of the benchmark ended early; its error is above")
     return found
+
+
+@contextlib.contextmanager
+def on_processors(*, first: bool) -> Iterator[None]:
+    """What is started inside runs on this machine's first processor alone, or on the others: one server, one core.
+
+    Where there is only one, or the system cannot, it changes nothing.
+    """
+    if len(ALL_PROCESSORS) < 2:
+        yield
+        return
+    before, ours = os.sched_getaffinity(0), min(ALL_PROCESSORS)
+    os.sched_setaffinity(0, {ours} if first else ALL_PROCESSORS - {ours})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def give_way(pid: int) -> None:
+    """The process gets what of a processor nobody else wants, in all of its threads."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        os.setpriority(os.PRIO_PROCESS, int(thread.name), 19)
 
 
 @contextlib.asynccontextmanager

@@ -1,6 +1,7 @@
 """What the engine costs: a pipeline with an input schema, three transforms and a gate, beside the same logic by hand and bare floors.
 
-One server process at a time, one core; the load comes from another process, over kept connections, in alternating turns.
+Each server is one process on a processor of its own; the load, over kept connections in alternating turns, and the control plane, which
+stores what the gateway reports with what time is left, are on the others.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from google.protobuf import json_format
 
 from pointsman.v1 import apps_pb2, apps_pb2_grpc, releases_pb2, releases_pb2_grpc, trigger_pb2
 from pointsman.values import to_struct
-from tests.bench.children import bare_server, child, line
+from tests.bench.children import bare_server, child, give_way, line, on_processors
 from tests.bench.node_red import node_red
 from tests.bench.table import Row, spread
 from tests.processes import run, start_control_plane, start_gateway
@@ -117,7 +118,10 @@ async def asgi(folder: Path, name: str, source: str) -> AsyncIterator[str]:
 @asynccontextmanager
 async def gateway(folder: Path) -> AsyncIterator[tuple[str, str]]:
     """Addresses, gRPC and HTTP, of a gateway that serves the pipeline in production."""
-    async with start_control_plane(folder) as plane, start_gateway(folder, plane.grpc) as served:
+    async with start_control_plane(folder) as plane, AsyncExitStack() as stack:
+        give_way(plane.pid)
+        with on_processors(first=True):
+            served = await stack.enter_async_context(start_gateway(folder, plane.grpc))
         async with grpc.aio.insecure_channel(plane.grpc) as channel:
             await apps_pb2_grpc.AppServiceStub(channel).CreateApp(apps_pb2.CreateAppRequest(app="bench"))
             request = releases_pb2.CreateReleaseRequest(app="bench", tag="v1", deploy_to="production")
@@ -156,11 +160,13 @@ async def rows() -> list[Row]:
         sys.exit("this benchmark needs wrk: apt-get install wrk")
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.enter_context(on_processors(first=False))
         ours_grpc, ours_http = await stack.enter_async_context(gateway(folder))
-        by_hand = await stack.enter_async_context(asgi(folder, "by_hand", BY_HAND))
-        echo = await stack.enter_async_context(asgi(folder, "echo", ECHO))
-        flow = await stack.enter_async_context(node_red(folder / "node-red"))
-        bare = await stack.enter_async_context(bare_server(100))
+        with on_processors(first=True):
+            by_hand = await stack.enter_async_context(asgi(folder, "by_hand", BY_HAND))
+            echo = await stack.enter_async_context(asgi(folder, "echo", ECHO))
+            flow = await stack.enter_async_context(node_red(folder / "node-red"))
+            bare = await stack.enter_async_context(bare_server(100))
         trigger = trigger_pb2.TriggerRequest(app="bench", endpoint="bench", input=to_struct(INPUT)).SerializeToString()
         contests: dict[str, Callable[[], Any]] = {
             "ours": lambda: http_rate(folder, ours_http),
