@@ -241,7 +241,7 @@ def _set_time(field: Any, moment: float) -> None:
 
 
 def _set_duration(field: Any, seconds: float) -> None:
-    # At least a nanosecond, so that even the quickest has one.
-    whole, field.nanos = divmod(int(seconds * wire.NANOS) or 1, wire.NANOS)
+    whole, rest = divmod(wire.microseconds(seconds), wire.MICROS)
+    field.nanos = rest * (wire.NANOS // wire.MICROS)
     if whole:
         field.seconds = whole

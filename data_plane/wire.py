@@ -12,6 +12,7 @@ from typing import Any
 from pointsman.v1.executions_pb2 import Execution, ReportExecutionsRequest
 
 NANOS = 1_000_000_000
+MICROS = 1_000_000
 # Two groups of seven bits, with the sign that more follow.
 _PAIRS = [bytes((number & 127 | 128, number >> 7 | 128)) for number in range(1 << 14)]
 _LAST = [bytes((number,)) for number in range(4)]
@@ -61,23 +62,31 @@ def step_head(fields: bytes, *, times: bool = True) -> bytes:
     return _STEP + varint(len(fields) + (TIMES_BYTES if times else 0)) + fields
 
 
+def microseconds(seconds: float) -> int:
+    """A duration as it is put on record: at least one, so that even the quickest has some."""
+    return int(seconds * MICROS) or 1
+
+
 def _times(tags: tuple[bytes, bytes], start_time: float, seconds: float) -> bytes:
     whole = int(start_time)
     begun = int((start_time - whole) * NANOS)
-    # At least a nanosecond, so that even the quickest has one.
-    full, took = divmod(int(seconds * NANOS) or 1, NANOS)
     return b"".join(
         (
             _second(tags[0], whole),
             _PAIRS[begun & 16383],
             _PAIRS[begun >> 14 & 16383],
             _LAST[begun >> 28],
-            _second(tags[1], full),
-            _PAIRS[took & 16383],
-            _PAIRS[took >> 14 & 16383],
-            _LAST[took >> 28],
+            _duration(tags[1], microseconds(seconds)),
         )
     )
+
+
+@functools.lru_cache(maxsize=16384)
+def _duration(tag: bytes, micros: int) -> bytes:
+    """A Duration; most of them are one of a few thousand."""
+    full, rest = divmod(micros, MICROS)
+    took = rest * (NANOS // MICROS)
+    return b"".join((_second(tag, full), _PAIRS[took & 16383], _PAIRS[took >> 14 & 16383], _LAST[took >> 28]))
 
 
 @functools.lru_cache(maxsize=256)
