@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -35,8 +36,8 @@ class _Call:
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": "1.0" if exchange.is_old else "1.1",
-            "server": transport.get_extra_info("sockname")[:2],
-            "client": transport.get_extra_info("peername")[:2],
+            "server": _address(transport, "sockname"),
+            "client": _address(transport, "peername"),
             "scheme": "http" if transport.get_extra_info("sslcontext") is None else "https",
             "method": exchange.method,
             "root_path": "",
@@ -76,3 +77,9 @@ class _Call:
         await exchange.write(body)
         if not more:
             exchange.end()
+
+
+def _address(transport: asyncio.Transport, name: str) -> tuple[str, int] | None:
+    """Host and port; None when the connection is closed by now."""
+    found = transport.get_extra_info(name)
+    return found[:2] if found else None
