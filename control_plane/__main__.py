@@ -17,6 +17,7 @@ from control_plane.config import Settings
 from control_plane.console.app import Console
 from control_plane.console.gateway_door import GatewayDoor
 from control_plane.console.parts import Parts
+from control_plane.console.terminal import Terminal
 from control_plane.gateways import Gateways
 from control_plane.http import make_app
 from control_plane.hub import Hub
@@ -128,12 +129,12 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             authority=authority,
             audit=audit,
             clock=utc_now,
-            grpc_address=settings.listen,
+            terminal=Terminal(address=settings.listen, is_tls=tls is not None, asks_for_certificates=settings.tls_client_ca is not None),
         )
         await grpc_server.start(settings.listen, _add_services(grpc_server.services, parts, store))
         peers.address = f"{socket.gethostname()} {grpc_server.address}"
         closing.push_async_callback(grpc_server.stop, settings.drain_seconds)
-        parts = replace(parts, grpc_address=grpc_server.address)
+        parts = replace(parts, terminal=replace(parts.terminal, address=grpc_server.address))
         http_server = HttpServer(asgi(make_app(store, metrics, authority, Console(parts, settings.console_hosts))), tls=tls)
         await http_server.start(settings.http)
         closing.push_async_callback(http_server.stop)

@@ -18,6 +18,7 @@ from control_plane.authority import Authority
 from control_plane.console.app import Console
 from control_plane.console.gateway_door import GatewayDoor
 from control_plane.console.parts import Parts
+from control_plane.console.terminal import Terminal
 from control_plane.gateways import Gateways
 from control_plane.http import make_app
 from control_plane.hub import Hub
@@ -126,7 +127,7 @@ async def open_site(folder: Path, gateway_url: str = "", store_url: str = "") ->
         authority=authority,
         audit=audit,
         clock=utc_now,
-        grpc_address=Address("127.0.0.1", 7400),
+        terminal=Terminal(address=Address("127.0.0.1", 7400)),
     )
     transport = httpx2.ASGITransport(make_app(store, Metrics(), authority, Console(parts, "console.example")))
     try:

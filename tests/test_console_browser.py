@@ -5,7 +5,9 @@ With POINTSMAN_SCREENSHOTS=1 the pictures in tests/screenshots/ are taken anew.
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 
 import pytest
 from playwright.async_api import expect
@@ -123,6 +125,27 @@ async def test_the_dialog_and_the_menus_are_used_by_keyboard_alone(shown):
         await expect(page.get_by_role("dialog")).to_be_visible()
         await page.keyboard.press("Escape")
         await expect(page.get_by_role("dialog")).to_be_hidden()
+
+
+async def test_the_lines_for_a_terminal_say_the_reason_and_are_copied_without_a_clipboard_of_the_browser(shown):
+    await with_releases(shown, "lines", "v1")
+    async with shown.page() as page:
+        # As for a page by http from another machine.
+        await page.add_init_script("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+        await page.goto("/apps/lines/deploy?release=v1&environment=staging")
+        cli, grpcurl = page.get_by_label("CLI", exact=True), page.get_by_label("grpcurl", exact=True)
+        await expect(cli).not_to_contain_text("--reason")
+        reason = """it's "urgent" {reason}"""
+        await page.get_by_label("Reason").fill(reason)
+        words = shlex.split(await cli.inner_text())
+        assert words[words.index("--reason") + 1] == reason
+        assert words[-2:] == ["--server", shown.grpc]
+        assert json.loads(shlex.split(await grpcurl.inner_text())[3])["reason"] == reason
+        await page.get_by_role("button", name="Copy").first.click()
+        await expect(page.get_by_role("button", name="Copied")).to_be_visible()
+        await page.get_by_label("Reason").fill("")
+        await page.get_by_label("Reason").press("Control+v")
+        assert shlex.split(await page.get_by_label("Reason").input_value()) == words
 
 
 async def test_two_people_edit_the_draft(shown):

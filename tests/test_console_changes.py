@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import html
+import json
 import re
 import shlex
 
@@ -110,13 +112,29 @@ async def test_there_is_nothing_to_roll_back_to(site):
 async def test_the_lines_to_copy_ask_for_the_same(site):
     await site.deploy("shop", "v1", "staging")
     page = await site.page("/apps/shop/promote?from=staging&to=production")
-    cli, grpcurl = re.findall(r"<pre[^>]*><code>(.*)</code>", page)
+    cli, grpcurl = re.findall(r"<pre[^>]*><code[^>]*>(.*)</code>", page)
     assert shlex.split(cli) == [
         *("pointsman", "promote", "--from", "staging", "--to", "production"),
         *("--app", "shop", "--expected-revision", "0"),
     ]
     assert shlex.split(grpcurl)[-2:] == ["127.0.0.1:7400", "pointsman.v1.DeploymentService/Promote"]
     assert '"from_environment": "staging"' in shlex.split(grpcurl)[3]
+
+
+async def test_the_lines_to_copy_have_what_was_typed_when_the_form_was_refused(site):
+    form = await site.hidden("/apps/shop/deploy?release=v2&environment=staging")
+    await site.deploy("shop", "v3", "staging")
+    refused = await site.http.post("/apps/shop/deploy", data=form | {"reason": "it's urgent", "force": "yes"})
+    cli, grpcurl = (html.unescape(line) for line in re.findall(r"<pre[^>]*><code[^>]*>(.*)</code>", refused.text))
+    assert shlex.split(cli)[-5:] == ["--expected-revision", "1", "--force", "--reason", "it's urgent"]
+    assert json.loads(shlex.split(grpcurl)[3]) == {
+        "app": "shop",
+        "environment": "staging",
+        "release": "v2",
+        "expected_revision": 1,
+        "force": True,
+        "reason": "it's urgent",
+    }
 
 
 async def test_environments_show_what_is_live_since_when_by_whom(site):

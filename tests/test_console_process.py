@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 import time
 
 import httpx2
@@ -11,12 +13,13 @@ from control_plane.console.app import Console
 from control_plane.http import make_app
 from control_plane.metrics import Metrics
 from pointsman.v1 import apps_pb2
+from tests.certificates import Certificates
 from tests.clients import control_plane_client
 from tests.console_app import open_site
 from tests.executions import ran, report
 from tests.postgres_server import MISSING, available
-from tests.processes import start_control_plane
-from tests.sample_apps import marked
+from tests.processes import BIN, run, start_control_plane
+from tests.sample_apps import as_yaml, marked
 from tests.simulated_gateway import SimulatedGateway
 
 
@@ -29,6 +32,35 @@ async def test_a_form_that_one_replica_made_is_taken_by_another(tmp_path):
         ) as http:
             assert (await http.post("/apps", data=form | {"app": "shop"})).status_code == 303
         assert "No release yet" not in await site.page("/apps/shop/releases")
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_the_lines_of_a_page_work_as_they_are_pasted(tmp_path, grpcurl, tls):
+    """On a port of its own, with tokens, with and without mTLS: the shell has what README.md says it has, and nothing else."""
+    certificates, token = Certificates(tmp_path / "certificates"), tmp_path / "token"
+    await certificates.make()
+    flags = certificates.server_flags(mtls=True) if tls else []
+    own = certificates.client_environment("client") if tls else {}
+    async with start_control_plane(tmp_path, "--bootstrap-token-file", str(token), *flags) as server:
+        secret = token.read_text().strip()
+        shell = {"POINTSMAN_TOKEN": secret, "POINTSMAN_SERVER": "127.0.0.1:9", "PATH": f"{BIN}:{grpcurl.parent}:/usr/bin:/bin"} | own
+        pointsman = [BIN / "pointsman", "--server", server.grpc]
+        file = tmp_path / "app.yaml"
+        file.write_text(as_yaml(marked("v1")))
+        for words in (["app", "push", file], ["release", "create", "v1"]):
+            done = await run(*pointsman, "--app", "shop", *words, environment=shell)
+            assert done.code == 0, done.stderr
+        verify = certificates.context("client") if tls else False
+        scheme = "https" if tls else "http"
+        async with httpx2.AsyncClient(
+            base_url=f"{scheme}://{server.http}", headers={"authorization": f"Bearer {secret}"}, verify=verify, trust_env=False
+        ) as http:
+            for number, environment in enumerate(("staging", "production")):
+                page = await http.get(f"/apps/shop/deploy?release=v1&environment={environment}")
+                line = html.unescape(re.findall(r"<pre[^>]*><code[^>]*>(.*)</code>", page.text)[number])
+                done = await run("/bin/sh", "-c", line, environment=shell)
+                assert done.code == 0, (line, done)
+                assert "v1 is live in" in html.unescape((await http.get(f"/apps/shop/deploy?release=v1&environment={environment}")).text)
 
 
 @pytest.mark.skipif(not available(), reason=MISSING)

@@ -58,7 +58,7 @@ class Console:
     """All pages. `hosts` are the names, divided by commas, by which browsers may reach it, beside localhost and addresses."""
 
     def __init__(self, parts: Parts, hosts: str) -> None:
-        self._pages = Pages(parts.clock)
+        self._pages = Pages(parts.clock, parts.terminal)
         self._authority = parts.authority
         self._audit = parts.audit
         signing = SigningPages(parts)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,14 +11,13 @@ from starlette.responses import Response
 from control_plane.console.compare import compare
 from control_plane.console.parts import Parts
 from control_plane.console.rollouts import ROLLOUT_SECONDS, Rollouts
+from control_plane.console.terminal import REASON, Line
 from control_plane.console.visit import Visit, path, with_query
 from control_plane.service.calls import Call
 from control_plane.service.deployments import Deployed, Options
 from control_plane.service.paging import MAX_PAGE_SIZE, PageRequest
 from pointsman.errors import PointsmanError
 from pointsman.v1.deployments_pb2 import DeployRequest, PromoteRequest, RollbackRequest
-
-WILDCARDS = ("0.0.0.0", "::", "")  # noqa: S104 -- compared with, not listened on
 
 Request = DeployRequest | PromoteRequest | RollbackRequest
 
@@ -84,7 +81,7 @@ class ChangePages:
             app,
             environment,
             DeployRequest(app=app, environment=environment, release=release),
-            ["pointsman", "deploy", release, "--to", environment],
+            ["deploy", release, "--to", environment],
             {"release": release, "environment": environment},
             lambda options, call: self._parts.deployments.deploy(app, environment, release, options, call),
         )
@@ -95,7 +92,7 @@ class ChangePages:
             app,
             target,
             PromoteRequest(app=app, from_environment=source, to_environment=target),
-            ["pointsman", "promote", "--from", source, "--to", target],
+            ["promote", "--from", source, "--to", target],
             {"from": source, "to": target},
             lambda options, call: self._parts.deployments.promote(app, source, target, options, call),
         )
@@ -106,7 +103,7 @@ class ChangePages:
             app,
             environment,
             RollbackRequest(app=app, environment=environment, to_release=to_release),
-            ["pointsman", "rollback", environment, *(["--to", to_release] if to_release else [])],
+            ["rollback", environment, *(["--to", to_release] if to_release else [])],
             {"environment": environment, "to": to_release},
             lambda options, call: self._parts.deployments.rollback(app, environment, to_release, options, call),
         )
@@ -146,7 +143,7 @@ class ChangePages:
             expected=expected,
             gateways=progress.rollout.total if progress else None,
             comparison=await compare(self._parts, wish.app, live.release, target.release) if live else None,
-            lines=self._lines(visit, wish, expected),
+            lines=_lines(visit, wish, expected),
             typed={name: visit.typed(name) for name in ("reason", "force", "request_id")},
         )
 
@@ -168,11 +165,16 @@ class ChangePages:
         told = {"done": deployed.binding.revision} if deployed.deployment else {"same": "yes"}
         return visit.to(with_query(path("apps", wish.app, "environments", wish.environment), **told))
 
-    def _lines(self, visit: Visit, wish: Wish, expected: int) -> list[tuple[str, str]]:
-        """The same from a terminal; refused, as the form is, when somebody else changes it first."""
-        command = [*wish.command, "--app", wish.app, "--expected-revision", str(expected)]
-        asked = json.dumps(json_format.MessageToDict(wish.request, preserving_proto_field_name=True) | {"expected_revision": expected})
-        address = self._parts.grpc_address
-        server = f"{visit.origin_host if address.host in WILDCARDS else address.host}:{address.port}"
-        method = f"pointsman.v1.DeploymentService/{wish.verb}"
-        return [("CLI", shlex.join(command)), ("grpcurl", f"grpcurl -plaintext -d {shlex.quote(asked)} {server} {method}")]
+
+def _lines(visit: Visit, wish: Wish, expected: int) -> list[Line]:
+    """The same from a terminal; refused, as the form is, when somebody else changes it first."""
+    command = [*wish.command, "--app", wish.app, "--expected-revision", str(expected), *(["--force"] if wish.request.force else [])]
+    asked = json_format.MessageToDict(wish.request, preserving_proto_field_name=True) | {"expected_revision": expected}
+    reason = asked.pop("reason", "")
+    method = f"DeploymentService/{wish.verb}"
+
+    def lines(reason: str) -> tuple[str, str]:
+        cli = visit.command(*command, *(["--reason", reason] if reason else []))
+        return cli, visit.grpcurl(method, asked | ({"reason": reason} if reason else {}))
+
+    return [Line(*found) for found in zip(("CLI", "grpcurl"), lines(reason), lines(""), lines(REASON), strict=True)]

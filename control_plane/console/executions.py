@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shlex
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -81,7 +80,7 @@ class ExecutionPages:
             live_link=with_query(here, **typed, live="yes"),
             still_link=with_query(here, **typed),
             max_rows=PAGE_SIZE * 4,
-            command=_command(app, typed),
+            line=visit.command("--app", app, "logs", "-f", *_flags(typed)),
             **shown,
         )
 
@@ -157,7 +156,7 @@ class ExecutionPages:
             failed_step=next((drawn.step for drawn in steps if drawn.outcome == "FAILED"), None),
             captured=_captured(detail),
             again=_again(app, found, detail.input),
-            command=shlex.join(["pointsman", "execution", "show", execution_id]),
+            line=visit.command("execution", "show", execution_id),
         )
 
 
@@ -170,10 +169,9 @@ def _row(found: Execution) -> dict[str, Any]:
     }
 
 
-def _command(app: str, typed: Mapping[str, str]) -> str:
-    """The same from a terminal."""
-    given = [part for name in FIELDS if typed[name] for part in (f"--{name.replace('_', '-')}", typed[name])]
-    return shlex.join(["pointsman", "--app", app, "logs", "-f", *given])
+def _flags(typed: Mapping[str, str]) -> list[str]:
+    """The filters, for a command."""
+    return [part for name in FIELDS if typed[name] for part in (f"--{name.replace('_', '-')}", typed[name])]
 
 
 def _drawn(one: Execution, step: pb.Execution.StepExecution) -> Drawn:

@@ -14,6 +14,7 @@ from jinja2.runtime import Context
 from markupsafe import Markup
 from starlette.responses import HTMLResponse, Response
 
+from control_plane.console.terminal import Terminal
 from control_plane.service.calls import Clock
 
 # Of the page itself: nothing from elsewhere, no script or style inside it, in nobody's frame.
@@ -36,8 +37,10 @@ _UNITS = ((86400, "day"), (3600, "hour"), (60, "minute"))
 class Pages:
     """Renders templates; serves the stylesheet, the script and the icon under names that change with their content."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, terminal: Terminal) -> None:
+        """`terminal` makes the lines that pages offer to copy."""
         self._clock = clock
+        self.terminal = terminal
         self._jinja = Environment(
             loader=PackageLoader("control_plane.console"),
             autoescape=True,

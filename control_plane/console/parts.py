@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from control_plane.authority import Authority
 from control_plane.console.gateway_door import GatewayDoor
+from control_plane.console.terminal import Terminal
 from control_plane.gateways import Gateways
 from control_plane.hub import Hub
 from control_plane.model import Binding, Environment
@@ -22,12 +23,11 @@ from control_plane.service.retention import Retention
 from control_plane.service.tokens import Tokens
 from control_plane.tail import Tail
 from pointsman.errors import NoReleaseDeployed
-from pointsman.settings import Address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """Put together in `__main__`. `grpc_address` is shown in the lines that people copy."""
+    """Put together in `__main__`."""
 
     apps: Apps
     environments: Environments
@@ -43,7 +43,7 @@ class Parts:
     authority: Authority
     audit: Audit
     clock: Clock
-    grpc_address: Address
+    terminal: Terminal
 
     async def all_environments(self) -> Sequence[Environment]:
         """In the order in which they were made: the way that a release goes."""

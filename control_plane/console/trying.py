@@ -17,6 +17,7 @@ from control_plane.console.gateway_door import Asked, Event, NoAnswerError
 from control_plane.console.input_form import Field, fields_of, read_fields, read_json, skeleton
 from control_plane.console.pages import laid_out, server_sent, took
 from control_plane.console.parts import Parts
+from control_plane.console.terminal import Line
 from control_plane.console.visit import Visit
 from control_plane.model import Binding
 from control_plane.roles import TRIGGERERS
@@ -251,16 +252,16 @@ class TryPages:
             lines=self._lines(visit, environment, endpoint, fields) if endpoint else [],
         )
 
-    def _lines(self, visit: Visit, environment: str, endpoint: Mapping[str, Any], fields: list[Field]) -> list[tuple[str, str]]:
+    def _lines(self, visit: Visit, environment: str, endpoint: Mapping[str, Any], fields: list[Field]) -> list[Line]:
         """The same from a terminal."""
         app, path, given = visit.part("app"), _path(endpoint), json.dumps(json.loads(skeleton(fields)), ensure_ascii=False)
-        lines = [("CLI", shlex.join(["pointsman", "--app", app, "trigger", path, "-e", environment, "-d", given]))]
+        lines = [Line("CLI", shlex.join(["pointsman", "--app", app, "trigger", path, "-e", environment, "-d", given]))]
         url = self._parts.gateway_door.url
         if url and (endpoint.get("method") or "POST") == "POST":
             token = ' -H "Authorization: Bearer $POINTSMAN_TOKEN"' if visit.role is not None else ""
             headers = [f"X-App: {app}", f"X-Environment: {environment}", "Content-Type: application/json"]
             more = " ".join(f"-H {shlex.quote(header)}" for header in headers)
-            lines.append(("curl", f"curl -sS -X POST {url}/v1/trigger/{path}{token} {more} -d {shlex.quote(given)}"))
+            lines.append(Line("curl", f"curl -sS -X POST {url}/v1/trigger/{path}{token} {more} -d {shlex.quote(given)}"))
         return lines
 
 

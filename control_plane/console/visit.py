@@ -116,9 +116,16 @@ class Visit:
         """Whether the form was made for it."""
         return self._browser.made(self.text(FORM_TOKEN))
 
+    def command(self, *words: str) -> str:
+        """The `pointsman` command with these words, which asks this control plane wherever it is pasted."""
+        return self._pages.terminal.command(self._host, *words)
+
+    def grpcurl(self, method: str, request: Mapping[str, Any]) -> str:
+        """The call of an RPC such as `DeploymentService/Deploy` by grpcurl."""
+        return self._pages.terminal.grpcurl(self._host, method, request, token=self._caller is not None)
+
     @property
-    def origin_host(self) -> str:
-        """The name by which the browser reached us, without the port."""
+    def _host(self) -> str:
         return self._request.url.hostname or "localhost"
 
     async def call(self, request: Message) -> Call:
@@ -218,6 +225,7 @@ class Visit:
             "signed_in": self._caller is not None,
             "is_admin": self._caller is None or self._caller.role is Role.ADMIN,
             "new_request_id": lambda: str(uuid.uuid4()),
+            "command": self.command,
         }
         self.problem = problem
         told = None if problem is None else Problem(problem)

@@ -1,6 +1,7 @@
 "use strict";
 // What pages can do on top of plain links and forms; without it everything still works.
 const CHECK_DELAY_MS = 150;
+const COPIED_MS = 2500;
 
 document.addEventListener("click", (event) => {
   const opener = event.target.closest("[data-open]");
@@ -18,13 +19,22 @@ document.addEventListener("click", (event) => {
     if (!menu.contains(event.target)) menu.open = false;
   }
   const copy = event.target.closest("[data-copy]");
-  if (copy) {
-    navigator.clipboard.writeText(copy.previousElementSibling.textContent).then(
-      () => { copy.textContent = "Copied"; },
-      () => { copy.textContent = "Select and copy by hand"; },
-    );
-  }
+  if (copy) copyFrom(copy.previousElementSibling, copy);
 });
+
+// Browsers have a clipboard for pages of localhost and of https alone; elsewhere what is selected is copied.
+async function copyFrom(shown, button) {
+  let copied = false;
+  if (navigator.clipboard) {
+    copied = await navigator.clipboard.writeText(shown.textContent).then(() => true, () => false);
+  }
+  if (!copied) {
+    getSelection().selectAllChildren(shown);
+    copied = document.execCommand("copy");
+  }
+  button.textContent = copied ? "Copied" : "Press Ctrl-C";
+  setTimeout(() => { button.textContent = "Copy"; }, COPIED_MS);
+}
 
 document.addEventListener("keydown", (event) => {
   const menu = event.target.closest && event.target.closest("details.menu[open]");
@@ -85,6 +95,20 @@ for (const input of document.querySelectorAll("[data-check]")) {
     clearTimeout(timer);
     timer = setTimeout(check, CHECK_DELAY_MS);
   });
+}
+
+// The lines for a terminal say the reason that is typed: within quotes of the shell, and for grpcurl within those of JSON too.
+const reason = document.getElementById("f-reason");
+if (reason) {
+  const told = () => {
+    for (const code of document.querySelectorAll("[data-reasoned]")) {
+      const { without, reasoned } = code.dataset;
+      const text = reasoned.includes('"{reason}"') ? JSON.stringify(reason.value.trim()).slice(1, -1) : reason.value.trim();
+      code.textContent = text ? reasoned.replace("{reason}", () => text.replaceAll("'", `'"'"'`)) : without;
+    }
+  };
+  reason.addEventListener("input", told);
+  told();
 }
 
 // What changes by itself: the server sends the part of the page, rendered as the page was.
