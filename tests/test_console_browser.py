@@ -91,6 +91,33 @@ async def test_a_rollout_is_followed_until_the_last_gateway_serves_it(shown):
         await expect(page.get_by_text("not yet")).to_be_hidden()
 
 
+async def test_a_rollout_that_cannot_be_followed_any_more_says_so(shown):
+    await with_releases(shown, "cut", "v1")
+    async with SimulatedGateway("cut-off", apply=False).connected(shown.grpc), shown.page() as page:
+        await page.route("**/rollout", lambda route: route.abort())
+        await page.goto("/apps/cut/deploy?release=v1&environment=staging")
+        await page.get_by_role("button", name="Deploy v1 to staging").click()
+        await expect(page.get_by_text("The connection to the console broke")).to_be_visible()
+        await page.unroute("**/rollout")
+        await expect(page.get_by_text("The connection to the console broke")).to_be_hidden(timeout=10_000)
+        await expect(page.get_by_text("2 of 3 gateways serve")).to_be_visible()
+    shown.complaints[:] = [complaint for complaint in shown.complaints if "ERR_FAILED" not in complaint]
+
+
+async def test_back_from_where_a_refused_form_led_is_its_page(shown):
+    await with_releases(shown, "back", "v1", "v2")
+    async with shown.page() as page:
+        await page.goto("/apps/back/deploy?release=v1&environment=staging")
+        await shown.plane.deploy("back", "v2", "staging")
+        await page.get_by_role("button", name="Deploy v1 to staging").click()
+        await expect(page.get_by_role("alert")).to_contain_text("someone else changed it")
+        await page.get_by_role("button", name="Deploy v1 to staging").click()
+        await expect(page.get_by_role("status")).to_contain_text("v1 is live in staging")
+        await page.go_back()
+        await expect(page.get_by_text("v1 is live in staging already: nothing would change")).to_be_visible()
+    shown.complaints[:] = [complaint for complaint in shown.complaints if "409" not in complaint]
+
+
 async def test_a_release_that_a_gateway_refuses_is_told_and_may_be_forced(shown):
     await with_releases(shown, "bad", "v1")
     async with SimulatedGateway("picky", refuse=lambda _: "secret KEY is missing").connected(shown.grpc), shown.page() as page:
@@ -122,8 +149,9 @@ async def test_the_dialog_and_the_menus_are_used_by_keyboard_alone(shown):
         await expect(page.get_by_label("Actions for v1")).to_be_focused()
         await page.get_by_role("link", name="Create Release").focus()
         await page.keyboard.press("Enter")
-        await expect(page.get_by_role("dialog")).to_be_visible()
+        await expect(page.get_by_role("dialog").get_by_label("Release Tag")).to_be_focused()
         await page.keyboard.press("Escape")
+        await expect(page.get_by_role("link", name="Create Release")).to_be_focused()
         await expect(page.get_by_role("dialog")).to_be_hidden()
 
 
@@ -226,6 +254,10 @@ async def test_what_opens_over_a_page_is_accessible(shown, looks, tmp_path, sche
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_a_page_that_is_not_there_says_what_to_do(shown, looks, tmp_path, scheme):
     await looked_over(shown, "/apps/support-chta/releases", tmp_path, "not-found", scheme)
+    async with shown.page() as page:
+        await page.goto("/apps/support-chat/releases/v0.9.0")
+        await page.get_by_role("link", name="To support-chat").click()
+        await expect(page.get_by_role("heading", name="support-chat")).to_be_visible()
     assert all("404" in complaint for complaint in shown.complaints)
     shown.complaints.clear()
 

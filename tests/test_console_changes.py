@@ -141,9 +141,9 @@ async def test_environments_show_what_is_live_since_when_by_whom(site):
     await site.deploy("shop", "v1", "staging")
     await site.deploy("shop", "v2", "staging", reason="kinder")
     page = await site.page("/apps/shop/environments")
-    for shown in ("v2", "ann", "kinder", "<code>v1</code>", "just now", "Nothing is live here yet"):
+    for shown in ("v2", "ann", "kinder", "<code>v1</code>", "just now", "Nothing live in"):
         assert shown in page
-    assert page.index("development") < page.index("staging") < page.index("production")
+    assert page.index("staging") < page.index("Nothing live in") < page.index("development") < page.index("production")
 
 
 async def test_a_rollout_is_told_as_it_happens_until_the_last_gateway(site):
@@ -179,6 +179,9 @@ async def test_gateways_that_need_a_look_are_on_top(site):
             page = await site.page("/gateways")
     assert page.index("c-refusing") < page.index("b-behind") < page.index("a-sound")
     assert "Refused v1 of shop in staging: no such <model>" in page
+    refusing, behind, sound = re.findall(r'data-label="Loaded">([^<]*)<', page)
+    assert (refusing.strip(), behind.strip(), sound.strip()) == ("0", "0, 1 not yet", "1")
+    assert re.findall(r'data-label="Connected for"><time[^>]*>\d seconds<', page)
 
 
 async def test_releases_are_compared_side_by_side(site):

@@ -117,7 +117,7 @@ class Console:
 
     def refuse(self, request: Request, error: PointsmanError) -> Response:
         """The page of an error that no other page shows."""
-        return Visit(request, self._pages, Browser(request), {}).page("error.html", problem=error)
+        return Visit(request, self._pages, Browser(request), {}).error(error)
 
     def _door(self, page: Page, *, is_closed: bool) -> Callable[[Request], Awaitable[Response]]:
         async def come_in(request: Request) -> Response:
@@ -137,11 +137,11 @@ class Console:
                 visit.problem = error
                 response = self._ask_to_sign_in(request, browser, error)
             except PointsmanError as error:
-                response = visit.page("error.html", problem=error)
+                response = visit.error(error)
             except Exception:
                 request_id = str(uuid.uuid4())
                 log.exception("page failed", path=request.url.path, request_id=request_id)
-                response = visit.page("error.html", problem=Internal(request_id))
+                response = visit.error(Internal(request_id))
             if request.method == "POST" and visit.problem is not None:
                 self._note_refusal(visit, visit.problem)
             browser.remember(response)

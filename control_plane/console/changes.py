@@ -144,6 +144,7 @@ class ChangePages:
             gateways=progress.rollout.total if progress else None,
             comparison=await compare(self._parts, wish.app, live.release, target.release) if live else None,
             lines=_lines(visit, wish, expected),
+            again=with_query(path("apps", wish.app, wish.verb.lower()), **wish.fields),
             typed={name: visit.typed(name) for name in ("reason", "force", "request_id")},
         )
 

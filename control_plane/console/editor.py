@@ -155,6 +155,7 @@ class EditorPages:
             form=form,
             known=known,
             wants_delete=bool(visit.asked("delete")),
+            again=with_query(path("apps", visit.part("app"), "editor", "form"), at=form.place.path),
             message=places.find(config, form.place),
             expected=version if version.isdecimal() else shown["draft"].version,
             config=config,
@@ -187,6 +188,7 @@ class EditorPages:
             callers=[(index, one) for index, one in enumerate(config.endpoints) if pipeline and one.pipeline == pipeline.name],
             did=visit.asked("did"),
             renamed=visit.asked("renamed"),
+            again=with_query(path("apps", visit.part("app"), "editor"), at=place.path),
             **shown,
         )
 

@@ -28,14 +28,16 @@ class EnvironmentPages:
         self._rollouts = rollouts
 
     async def list(self, visit: Visit) -> Response:
-        """Each environment with what is live in it."""
+        """Each environment with what is live in it; those with nothing are only named."""
         app = visit.part("app")
+        bindings = await self._parts.bindings_of(app)
+        known = await self._parts.all_environments()
         return visit.page(
             "environments.html",
             tab="environments",
             app=app,
-            environments=await self._parts.all_environments(),
-            bindings=await self._parts.bindings_of(app),
+            live=[(found.environment, bindings[found.environment]) for found in known if found.environment in bindings],
+            idle=[found.environment for found in known if found.environment not in bindings],
         )
 
     async def one(self, visit: Visit) -> Response:

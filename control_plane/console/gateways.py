@@ -24,11 +24,12 @@ _ORDER = ("rejected", "behind", "gone", "ok")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One gateway process, what it shall serve, and why not."""
+    """One gateway process, what it serves as of the revision that it is at, what it has not applied yet, and what it refused and why."""
 
     info: GatewayInfo
     state: str
-    bindings: list[Binding]
+    loaded: list[Binding]
+    waiting: int
     refused: list[tuple[Binding, str]]
 
 
@@ -86,7 +87,10 @@ class GatewaysPage:
                 wanted[subscribed] = sorted((b for b in found if b.deployment), key=lambda b: (b.app, b.environment))
             bindings = wanted[subscribed]
             refused = [(b, reason) for b in bindings if (reason := info.rejection_of(b)) is not None] if info.rejections else []
-            rows.append(Row(info, _state(info, hub.revision, refused=bool(refused)), bindings, refused))
+            refusing = {(binding.app, binding.environment) for binding, _ in refused}
+            told = [binding for binding in bindings if (binding.app, binding.environment) not in refusing]
+            loaded = [binding for binding in told if binding.revision <= info.revision]
+            rows.append(Row(info, _state(info, hub.revision, refused=bool(refused)), loaded, len(told) - len(loaded), refused))
         return sorted(rows, key=lambda row: (_ORDER.index(row.state), row.info.identity.key))
 
 

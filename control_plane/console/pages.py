@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mimetypes
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from importlib import resources
 from typing import Any
@@ -50,7 +51,7 @@ class Pages:
             auto_reload=False,
         )
         self._jinja.filters |= {"ago": self.ago, "short_digest": short_digest, "colour": colour, "milliseconds": milliseconds}
-        self._jinja.filters |= {"moment": moment, "took": took, "until": self.until}
+        self._jinja.filters |= {"moment": moment, "took": took, "until": self.until, "lasting": self.lasting, "said": said}
         self._files: dict[str, tuple[bytes, str]] = {}
         for file in resources.files("control_plane.console").joinpath("static").iterdir():
             content = file.read_bytes()
@@ -78,33 +79,23 @@ class Pages:
         return Response(found[0], media_type=found[1], headers=headers)
 
     def ago(self, moment: datetime | None) -> Markup:
-        """How long ago, in one unit, with the moment itself for machines and on hovering."""
+        """How long ago."""
         if moment is None:
             return Markup("never")
-        moment = moment.astimezone(UTC)
-        seconds = (self._clock() - moment).total_seconds()
-        shown = "just now" if seconds < 10 else f"{seconds:.0f} seconds ago"
-        for size, unit in _UNITS:
-            if seconds >= size:
-                count = int(seconds // size)
-                shown = f"{count} {unit}{'s' if count > 1 else ''} ago"
-                break
-        exact = moment.strftime("%Y-%m-%d %H:%M:%S UTC")
-        return Markup('<time datetime="{}" title="{}">{}</time>').format(moment.isoformat(timespec="seconds"), exact, shown)
+        seconds = self._since(moment)
+        return _time(moment, "just now" if seconds < 10 else f"{_in_one_unit(seconds)} ago")
+
+    def lasting(self, moment: datetime) -> Markup:
+        """For how long already."""
+        return _time(moment, _in_one_unit(max(self._since(moment), 0.0)))
 
     def until(self, moment: datetime) -> Markup:
-        """In how long, in one unit, or how long ago."""
-        seconds = (moment - self._clock()).total_seconds()
-        if seconds <= 0:
-            return self.ago(moment)
-        shown = f"in {seconds:.0f} seconds"
-        for size, unit in _UNITS:
-            if seconds >= size:
-                count = round(seconds / size)
-                shown = f"in {count} {unit}{'s' if count > 1 else ''}"
-                break
-        exact = moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        return Markup('<time datetime="{}" title="{}">{}</time>').format(moment.isoformat(timespec="seconds"), exact, shown)
+        """In how long, or how long ago."""
+        seconds = -self._since(moment)
+        return self.ago(moment) if seconds <= 0 else _time(moment, f"in {_in_one_unit(seconds, whole=round)}")
+
+    def _since(self, moment: datetime) -> float:
+        return (self._clock() - moment).total_seconds()
 
 
 def server_sent(event: str, text: str) -> str:
@@ -150,6 +141,27 @@ def took(micros: int) -> str:
         if micros >= size:
             return f"{micros / size:.{digits}f} {unit}"
     return f"{micros} µs"
+
+
+def said(text: str) -> Markup:
+    """A message, with what stands in backquotes as code."""
+    parts = text.split("`")
+    return Markup("").join(Markup("<code>{}</code>").format(part) if at % 2 else part for at, part in enumerate(parts))
+
+
+def _in_one_unit(seconds: float, whole: Callable[[float], int] = int) -> str:
+    for size, unit in _UNITS:
+        if seconds >= size:
+            count = whole(seconds / size)
+            return f"{count} {unit}{'s' if count > 1 else ''}"
+    return f"{seconds:.0f} seconds"
+
+
+def _time(moment: datetime, shown: str) -> Markup:
+    """With the moment itself for machines and on hovering."""
+    moment = moment.astimezone(UTC)
+    exact = moment.strftime("%Y-%m-%d %H:%M:%S UTC")
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(moment.isoformat(timespec="seconds"), exact, shown)
 
 
 @pass_context

@@ -22,7 +22,7 @@ from control_plane.model import Attempt, Role, Token
 from control_plane.roles import check_method, check_place
 from control_plane.roles import check_request as check_request_of
 from control_plane.service.calls import Call, attempt_of, fingerprint_of
-from pointsman.errors import InvalidField, PermissionDenied, PointsmanError, TooLarge, Violation
+from pointsman.errors import AppNotFound, InvalidField, PermissionDenied, PointsmanError, TooLarge, Violation
 from pointsman.rules import check_request
 
 MAX_FORM_BYTES = 64 * 1024
@@ -218,7 +218,7 @@ class Visit:
         return Call(actor=self.actor, validate_only=True)
 
     def page(self, template: str, *, status: int = 200, problem: PointsmanError | None = None, **shown: Any) -> Response:
-        """A page; with a problem it has that one's status."""
+        """A page; with a problem it has that one's status. `again`: where the page of a form that was sent is, without sending it."""
         common = {
             "form_token": self._browser.form_token,
             "actor": self.actor,
@@ -226,10 +226,16 @@ class Visit:
             "is_admin": self._caller is None or self._caller.role is Role.ADMIN,
             "new_request_id": lambda: str(uuid.uuid4()),
             "command": self.command,
+            "again": "" if self._request.method == "GET" else self._request.url.path,
         }
         self.problem = problem
         told = None if problem is None else Problem(problem)
-        return self._pages.respond(template, status if problem is None else problem.http_status, problem=told, **common, **shown)
+        return self._pages.respond(template, status if problem is None else problem.http_status, problem=told, **(common | shown))
+
+    def error(self, problem: PointsmanError) -> Response:
+        """The page of an error that no other page shows, with the way back to the app that it is about."""
+        app = "" if isinstance(problem, AppNotFound | PermissionDenied) else self._request.path_params.get("app", "")
+        return self.page("error.html", problem=problem, app=app)
 
     def fragment(self, template: str, **shown: Any) -> str:
         """Part of a page, for the script that shows what changes."""

@@ -9,6 +9,8 @@ document.addEventListener("click", (event) => {
   if (dialog instanceof HTMLDialogElement) {
     event.preventDefault();
     dialog.showModal();
+    const first = dialog.querySelector("input:not([type=hidden])");
+    if (first) first.focus();
   }
   const closer = event.target.closest("dialog [data-close]");
   if (closer) {
@@ -51,6 +53,22 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
+// A time is told where the reader is, too.
+document.addEventListener("mouseover", (event) => {
+  const time = event.target.closest && event.target.closest("time[datetime]");
+  if (!time || time.dataset.local) return;
+  time.dataset.local = new Date(time.dateTime).toLocaleString();
+  time.title = `${time.title || time.textContent} (${time.dataset.local} here)`;
+});
+
+// The answer to a form is no page that Back can show; who goes on from it finds the page of the form there.
+const leaveForm = () => {
+  if (document.body.dataset.again) history.replaceState(null, "", document.body.dataset.again);
+};
+document.addEventListener("click", (event) => {
+  if (event.target.closest("a[href]") && !event.defaultPrevented) leaveForm();
+});
+
 // A form that is on its way says so, and is not sent twice.
 document.addEventListener("submit", (event) => {
   if (event.defaultPrevented || event.target.method !== "post") return;
@@ -60,6 +78,7 @@ document.addEventListener("submit", (event) => {
   }
   event.target.dataset.sent = "yes";
   event.target.setAttribute("aria-busy", "true");
+  leaveForm();
 });
 // Back from the next page: the form may be sent again.
 addEventListener("pageshow", () => {
@@ -114,7 +133,11 @@ if (reason) {
 // What changes by itself: the server sends the part of the page, rendered as the page was.
 for (const part of document.querySelectorAll("[data-live]")) {
   const source = new EventSource(part.dataset.live);
+  const lost = document.createElement("p");
+  lost.className = "note warn";
+  lost.textContent = "The connection to the console broke; this is how it stood then. Trying again.";
   source.addEventListener("rollout", (event) => { part.innerHTML = event.data; });
+  source.addEventListener("error", () => part.append(lost));
   source.addEventListener("end", () => source.close());
 }
 
