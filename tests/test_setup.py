@@ -1,4 +1,4 @@
-"""tests/setup.sh on machines that lack something: it names the piece, and the command that installs it."""
+"""What a machine lacks is named: by tests/setup.sh, with the command that installs it, and by the tests."""
 
 from __future__ import annotations
 
@@ -65,3 +65,21 @@ def test_a_python_without_the_venv_module_is_named(path, tmp_path):
     assert "python3 has no venv module" in done.stderr
     assert "apt-get install python3-venv" in done.stderr
     assert not (tmp_path / "venv").exists()
+
+
+@pytest.mark.parametrize(("required", "outcome", "status"), [("", "1 skipped", 0), ("grpcurl,chromium", "1 error", 1)])
+def test_without_a_browser_tests_are_skipped_or_fail_where_it_is_required(path, required, outcome, status):
+    """As `.ci/run` has it; the reason is told either way."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "tests/test_console_browser_long.py", "-k", "glance"],
+        capture_output=True,
+        text=True,
+        env={"PATH": str(path), "POINTSMAN_REQUIRED": required},
+        cwd=ROOT,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == status, done.stdout
+    assert outcome in done.stdout
+    assert "chromium: not installed" in done.stdout
+    assert ("it is required here" in done.stdout) == bool(required)
