@@ -126,6 +126,22 @@ async def test_the_live_view_follows_with_its_filters_in_time_and_stays_bounded(
         await expect(page.get_by_role("link", name="Follow live")).to_be_visible()
 
 
+async def test_a_live_view_says_that_nothing_came_yet_and_that_it_lost_the_connection(shown):
+    await with_releases(shown, "quiet", "v1")
+    async with shown.page() as page:
+        await page.goto("/apps/quiet/executions?live=yes")
+        await expect(page.get_by_text("None yet.")).to_be_visible()
+        await accessible(page)
+        await report(shown.plane, ran("quiet"))
+        await expect(page.get_by_role("cell", name="SUCCEEDED")).to_be_visible()
+        await expect(page.get_by_text("None yet.")).to_be_hidden()
+        await page.route("**/tail*", lambda route: route.abort())
+        await page.reload()
+        await expect(page.locator(".warn[role=status]")).to_contain_text("The connection broke; trying again.")
+        await accessible(page)
+    shown.complaints[:] = [complaint for complaint in shown.complaints if "ERR_FAILED" not in complaint]
+
+
 async def test_a_trigger_is_told_as_it_goes_and_can_be_stopped(shown, tmp_path):
     asked, go_on = asyncio.Event(), asyncio.Event()
 

@@ -34,7 +34,9 @@ def gateway(site, gateway_id="east", revision=0):
 async def test_deploy_promote_and_roll_back_without_scripts(site):
     await site.deploy("shop", "v1", "production")
     confirm = "/apps/shop/deploy?release=v2&environment=staging"
-    assert "Deploy v2 to staging" in await site.page(confirm)
+    page = await site.page(confirm)
+    assert "Deploy v2 to staging" in page
+    assert "no gateway is connected that serves it" in page
     done = await site.send("/apps/shop/deploy", form=confirm, reason="try it")
     assert (done.status_code, await site.live("shop", "staging")) == (303, "v2")
     page = await site.page(done.headers["location"])
@@ -165,7 +167,7 @@ async def test_a_rollout_is_told_as_it_happens_until_the_last_gateway(site):
 
 
 async def test_gateways_that_need_a_look_are_on_top(site):
-    assert "No gateway has connected yet" in await site.page("/gateways")
+    assert "pointsman gateway --control-plane 127.0.0.1:7400" in await site.page("/gateways")
     await site.deploy("shop", "v1", "staging")
     await site.parts.hub.refresh()
     live = (await site.parts.binding("shop", "staging")).deployment

@@ -49,6 +49,8 @@ async def test_every_page_asks_and_leads_back(site, admin):
         answer = await site.http.get(path)
         assert answer.status_code == (401 if path == "/metrics" else 404)
     page = await site.page("/sign-in?next=%2Fapps%2Fshop%2Freleases")
+    assert "anonymous" not in page
+    assert 'href="/tokens"' not in page
     assert 'value="/apps/shop/releases"' in page
     made = await sign_in(site, admin[1], next="/apps/shop/releases")
     assert (made.status_code, made.headers["location"]) == (303, "/apps/shop/releases")

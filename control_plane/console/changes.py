@@ -130,7 +130,7 @@ class ChangePages:
         target = planned.binding.deployment
         assert target is not None, "a change makes something live"
         live = current.deployment if current else None
-        progress = await self._rollouts.look(current) if current else None
+        progress = await self._rollouts.look(current or planned.binding)
         return visit.page(
             "confirm.html",
             tab="environments",
@@ -141,7 +141,7 @@ class ChangePages:
             target=target,
             changes=live is None or planned.deployment is not None,
             expected=expected,
-            gateways=progress.rollout.total if progress else None,
+            gateways=progress.rollout.total,
             comparison=await compare(self._parts, wish.app, live.release, target.release) if live else None,
             lines=_lines(visit, wish, expected),
             again=with_query(path("apps", wish.app, wish.verb.lower()), **wish.fields),

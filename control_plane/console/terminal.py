@@ -37,7 +37,7 @@ class Terminal:
 
     def command(self, host: str, *words: str) -> str:
         """`host` is how the browser reached us; other than commands would by themselves, the server is named."""
-        server = self._server(host)
+        server = self.server(host)
         return shlex.join(["pointsman", *words, *([] if server in BY_THEMSELVES else ["--server", server])])
 
     def grpcurl(self, host: str, method: str, request: Mapping[str, Any], *, token: bool) -> str:
@@ -47,7 +47,8 @@ class Terminal:
             flags += ' -cert "$POINTSMAN_CERTIFICATE" -key "$POINTSMAN_KEY"'
         if token:
             flags += ' -H "authorization: Bearer $POINTSMAN_TOKEN"'
-        return f"grpcurl {flags} -d {shlex.quote(json.dumps(request))} {self._server(host)} pointsman.v1.{method}"
+        return f"grpcurl {flags} -d {shlex.quote(json.dumps(request))} {self.server(host)} pointsman.v1.{method}"
 
-    def _server(self, host: str) -> str:
+    def server(self, host: str) -> str:
+        """HOST:PORT of the gRPC."""
         return str(Address(host.strip("[]"), self.address.port) if self.address.host in WILDCARDS else self.address)

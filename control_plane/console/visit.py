@@ -226,6 +226,7 @@ class Visit:
             "is_admin": self._caller is None or self._caller.role is Role.ADMIN,
             "new_request_id": lambda: str(uuid.uuid4()),
             "command": self.command,
+            "server": self._pages.terminal.server(self._host),
             "again": "" if self._request.method == "GET" else self._request.url.path,
         }
         self.problem = problem

@@ -2,6 +2,12 @@
 // Follows executions as they are stored: the server sends rows as the page has them, newest first.
 for (const body of document.querySelectorAll("[data-tail]")) {
   const state = document.querySelector("[data-tail-state]");
+  const note = state.parentElement;
+  const tell = (text, kind) => {
+    state.textContent = text;
+    note.classList.remove("plain", "good", "warn");
+    note.classList.add(kind);
+  };
   const missed = document.querySelector("[data-tail-missed]");
   let missedCount = 0;
   const rowsOf = (html) => {
@@ -12,7 +18,7 @@ for (const body of document.querySelectorAll("[data-tail]")) {
   const source = new EventSource(body.dataset.tail);
   source.addEventListener("all", (event) => {
     body.replaceChildren(...rowsOf(event.data));
-    state.textContent = "Following. New executions appear on top.";
+    tell("Following. New executions appear on top.", "good");
   });
   source.addEventListener("rows", (event) => {
     const rows = rowsOf(event.data).filter((row) => !document.getElementById(row.id));
@@ -26,11 +32,10 @@ for (const body of document.querySelectorAll("[data-tail]")) {
   });
   source.addEventListener("end", () => {
     source.close();
-    state.textContent = "You are signed out; sign in to go on.";
+    tell("You are signed out; sign in to go on.", "warn");
   });
   source.addEventListener("error", () => {
-    state.textContent = source.readyState === EventSource.CLOSED
-      ? "It cannot be followed any more; load the page again."
-      : "The connection broke; trying again.";
+    const closed = source.readyState === EventSource.CLOSED;
+    tell(closed ? "It cannot be followed any more; load the page again." : "The connection broke; trying again.", "warn");
   });
 }
