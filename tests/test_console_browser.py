@@ -77,13 +77,15 @@ async def test_deploy_and_roll_back_without_scripts(shown):
     assert (await shown.plane.binding("plain")).release == "v1"
 
 
-async def test_a_rollout_is_followed_until_the_last_gateway_serves_it(shown):
+async def test_a_rollout_is_followed_until_the_last_gateway_serves_it(shown, tmp_path):
     await with_releases(shown, "slow", "v1")
     async with SimulatedGateway("slow-one", apply=False).connected(shown.grpc) as gateway, shown.page() as page:
         await page.goto("/apps/slow/deploy?release=v1&environment=staging")
         await page.get_by_role("button", name="Deploy v1 to staging").click()
         await expect(page.get_by_text("2 of 3 gateways serve")).to_be_visible()
         await expect(page.get_by_text("1 not yet; they catch up by themselves")).to_be_visible()
+        await accessible(page)
+        await picture(page, tmp_path, "rollout-light")
         # It answers the next sign of life, within 5 s.
         gateway.apply = True
         await expect(page.get_by_text("3 of 3 gateways serve")).to_be_visible(timeout=10_000)

@@ -15,6 +15,7 @@ for (const body of document.querySelectorAll("[data-tail]")) {
     made.innerHTML = html;
     return [...made.content.querySelectorAll("tr")];
   };
+  tell("Connecting.", "plain");
   const source = new EventSource(body.dataset.tail);
   source.addEventListener("all", (event) => {
     body.replaceChildren(...rowsOf(event.data));
