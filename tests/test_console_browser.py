@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from datetime import datetime, timedelta
 
 import pytest
 from playwright.async_api import expect
@@ -176,6 +177,19 @@ async def test_the_lines_for_a_terminal_say_the_reason_and_are_copied_without_a_
         await page.get_by_label("Reason").fill("")
         await page.get_by_label("Reason").press("Control+v")
         assert shlex.split(await page.get_by_label("Reason").input_value()) == words
+
+
+async def test_a_time_is_told_where_the_reader_is_too(shown):
+    await with_releases(shown, "times", "v1")
+    async with shown.page(timezone_id="Asia/Tokyo", locale="en-GB") as page:
+        await page.goto("/apps/times/releases")
+        time = page.locator("time").first
+        await time.hover()
+        title = await time.get_attribute("title") or ""
+    found = re.fullmatch(r"(\S+ \S+) UTC \((.+) here\)", title)
+    assert found, title
+    here, there = datetime.strptime(found[2], "%d/%m/%Y, %H:%M:%S"), datetime.strptime(found[1], "%Y-%m-%d %H:%M:%S")  # noqa: DTZ007 -- in words
+    assert here - there == timedelta(hours=9)
 
 
 async def test_two_people_edit_the_draft(shown):
