@@ -215,6 +215,8 @@ class Identity:
     apps: frozenset[str]
     environments: frozenset[str]
     peer: str
+    uptime_seconds: float | None = None
+    """When its stream was opened; None when it did not say."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -232,6 +234,12 @@ class GatewayInfo:
     last_heard_time: datetime
     revision: int
     rejections: tuple[Rejection, ...]
+
+    @property
+    def start_time(self) -> datetime | None:
+        """Of its process, by our clock; None when it did not say."""
+        uptime = self.identity.uptime_seconds
+        return None if uptime is None else self.connect_time - timedelta(seconds=uptime)
 
     def rejection_of(self, binding: Binding) -> str | None:
         """Why it does not serve this binding, if it said so."""

@@ -49,6 +49,8 @@ class Me:
     apps: tuple[str, ...] = ()
     environments: tuple[str, ...] = ()
     token: str = field(default="", repr=False)
+    started: float = field(default_factory=time.monotonic)
+    """A time.monotonic()."""
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -191,6 +193,7 @@ class Stream:
             store_id=table.store_id,
             held_digests=sorted(self._told_held),
         )
+        hello.uptime.FromMilliseconds(round((time.monotonic() - self._me.started) * 1000))
         self._say(pb.SyncRequest(hello=hello))
 
     def _welcome(self, welcome: pb.SyncResponse.Welcome) -> None:

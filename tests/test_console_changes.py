@@ -23,10 +23,16 @@ async def site(tmp_path):
         yield site
 
 
-def gateway(site, gateway_id="east", revision=0):
+def gateway(site, gateway_id="east", revision=0, uptime_seconds=None):
     """A session of a gateway, as its stream would open one."""
     identity = Identity(
-        gateway_id=gateway_id, instance_id=gateway_id, version="1", apps=frozenset(), environments=frozenset(), peer="ipv4:127.0.0.1:1"
+        gateway_id=gateway_id,
+        instance_id=gateway_id,
+        version="1",
+        apps=frozenset(),
+        environments=frozenset(),
+        peer="ipv4:127.0.0.1:1",
+        uptime_seconds=uptime_seconds,
     )
     return site.parts.hub.watcher(60.0), lambda watcher: site.parts.gateways.connected(identity, watcher, revision=revision, held=())
 
@@ -172,7 +178,7 @@ async def test_gateways_that_need_a_look_are_on_top(site):
     await site.parts.hub.refresh()
     live = (await site.parts.binding("shop", "staging")).deployment
     first, connect_first = gateway(site, "a-sound", 1)
-    second, connect_second = gateway(site, "b-behind", 0)
+    second, connect_second = gateway(site, "b-behind", 0, uptime_seconds=7_200.0)
     third, connect_third = gateway(site, "c-refusing", 1)
     async with first as one, second as two, third as three:
         with connect_first(one), connect_second(two), connect_third(three) as refusing:
@@ -183,7 +189,9 @@ async def test_gateways_that_need_a_look_are_on_top(site):
     assert "Refused v1 of shop in staging: no such <model>" in page
     refusing, behind, sound = re.findall(r'data-label="Loaded">([^<]*)<', page)
     assert (refusing.strip(), behind.strip(), sound.strip()) == ("0", "0, 1 not yet", "1")
-    assert re.findall(r'data-label="Connected for"><time[^>]*>\d seconds<', page)
+    # A gateway of before says only since when it is connected.
+    up = re.findall(r'data-label="Up for">(?:<time[^>]*>)?([^<]*)<.*?connected <time[^>]*>(\d seconds)<', page)
+    assert [text for text, _ in up] == ["not told", "2 hours", "not told"]
 
 
 async def test_releases_are_compared_side_by_side(site):

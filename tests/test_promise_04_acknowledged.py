@@ -59,3 +59,5 @@ async def test_the_list_of_gateways_says_what_each_has_applied(stack):
     connected = [gateway for gateway in listed if gateway.connected]
     assert {gateway.gateway_id for gateway in connected} == {"east", "west"}
     assert all(gateway.revision >= revision for gateway in connected)
+    # Each says since when its process runs, which is before its stream was opened.
+    assert all(0 < gateway.start_time.ToMicroseconds() <= gateway.connect_time.ToMicroseconds() for gateway in connected)

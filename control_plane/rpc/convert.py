@@ -227,6 +227,7 @@ def gateway(info: model.GatewayInfo, bindings: list[model.Binding]) -> Gateway:
         revision=info.revision,
         last_heard_time=timestamp(info.last_heard_time),
         connect_time=timestamp(info.connect_time),
+        start_time=None if info.start_time is None else timestamp(info.start_time),
         apps=sorted(known.apps),
         environments=sorted(known.environments),
         bindings=[

@@ -25,6 +25,7 @@ from pointsman.errors import InvalidField, RevisionConflict, ShuttingDown, Viola
 from pointsman.v1 import gateways_pb2 as pb
 from pointsman.v1 import gateways_pb2_grpc
 from pointsman.v1.executions_pb2 import ReportExecutionsRequest, ReportExecutionsResponse
+from pointsman.values import seconds_of
 
 HEARTBEAT_INTERVAL_SECONDS = 5.0
 # A peer that says nothing for so long is gone, whatever TCP believes: a half-open connection is noticed within 20 s.
@@ -63,6 +64,7 @@ class GatewayServicer(gateways_pb2_grpc.GatewayServiceServicer):
                 apps=frozenset(hello.apps),
                 environments=frozenset(hello.environments),
                 peer=context.peer(),
+                uptime_seconds=seconds_of(hello.uptime) if hello.HasField("uptime") else None,
             )
             with self._gateways.connected(identity, watcher, revision=hello.revision, held=hello.held_digests) as session:
                 reader = asyncio.create_task(self._listen(requests, session), name=f"sync {hello.gateway_id}")

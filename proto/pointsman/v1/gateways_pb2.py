@@ -31,7 +31,7 @@ from pointsman.v1 import executions_pb2 as pointsman_dot_v1_dot_executions__pb2
 from pointsman.v1 import tokens_pb2 as pointsman_dot_v1_dot_tokens__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpointsman/v1/gateways.proto\x12\x0cpointsman.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1epointsman/v1/deployments.proto\x1a\x1fpointsman/v1/environments.proto\x1a\x1dpointsman/v1/executions.proto\x1a\x19pointsman/v1/tokens.proto\"\xa1\x03\n\x07Gateway\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x11\n\tconnected\x18\x03 \x01(\x08\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12\x33\n\x0flast_heard_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x08\x62indings\x18\x06 \x03(\x0b\x32#.pointsman.v1.Gateway.LoadedBinding\x12\x30\n\x0c\x63onnect_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x61pps\x18\x08 \x03(\t\x12\x14\n\x0c\x65nvironments\x18\t \x03(\t\x12\x13\n\x0binstance_id\x18\n \x01(\t\x12\x0c\n\x04peer\x18\x0b \x01(\t\x1ag\n\rLoadedBinding\x12\x0b\n\x03\x61pp\x18\x01 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\x12\x0f\n\x07release\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12\x11\n\trejection\x18\x05 \x01(\t\"\xed\x06\n\x0bSyncRequest\x12\x30\n\x05hello\x18\x01 \x01(\x0b\x32\x1f.pointsman.v1.SyncRequest.HelloH\x00\x12\x36\n\x08prepared\x18\x02 \x01(\x0b\x32\".pointsman.v1.SyncRequest.PreparedH\x00\x12\x34\n\x07\x61pplied\x18\x03 \x01(\x0b\x32!.pointsman.v1.SyncRequest.AppliedH\x00\x12.\n\x04held\x18\x04 \x01(\x0b\x32\x1e.pointsman.v1.SyncRequest.HeldH\x00\x12\x38\n\theartbeat\x18\x05 \x01(\x0b\x32#.pointsman.v1.SyncRequest.HeartbeatH\x00\x1a\x91\x02\n\x05Hello\x12=\n\ngateway_id\x18\x01 \x01(\tB)\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$\x12\x1d\n\x0binstance_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x18\n\x07version\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x17\n\x04\x61pps\x18\x04 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x90N\x12\x1f\n\x0c\x65nvironments\x18\x05 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x90N\x12\x19\n\x08revision\x18\x06 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x19\n\x08store_id\x18\x07 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12 \n\x0cheld_digests\x18\x08 \x03(\tB\n\xbaH\x07\x92\x01\x04\x10\xa0\x8d\x06\x1aM\n\tRejection\x12\x0b\n\x03\x61pp\x18\x01 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x1aW\n\x08Prepared\x12\x12\n\nprepare_id\x18\x01 \x01(\t\x12\x37\n\nrejections\x18\x02 \x03(\x0b\x32#.pointsman.v1.SyncRequest.Rejection\x1aT\n\x07\x41pplied\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x37\n\nrejections\x18\x02 \x03(\x0b\x32#.pointsman.v1.SyncRequest.Rejection\x1a&\n\x04Held\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x01 \x03(\t\x12\x0f\n\x07\x64ropped\x18\x02 \x03(\t\x1a\x0b\n\tHeartbeatB\r\n\x04kind\x12\x05\xbaH\x02\x08\x01\"\xd8\x05\n\x0cSyncResponse\x12\x35\n\x07welcome\x18\x01 \x01(\x0b\x32\".pointsman.v1.SyncResponse.WelcomeH\x00\x12\x35\n\x07prepare\x18\x02 \x01(\x0b\x32\".pointsman.v1.SyncResponse.PrepareH\x00\x12\x33\n\x06update\x18\x03 \x01(\x0b\x32!.pointsman.v1.SyncResponse.UpdateH\x00\x12/\n\x04move\x18\x04 \x01(\x0b\x32\x1f.pointsman.v1.SyncResponse.MoveH\x00\x1aR\n\x07Welcome\x12\x10\n\x08store_id\x18\x01 \x01(\t\x12\x35\n\x12heartbeat_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a\xa6\x01\n\x07Prepare\x12\x12\n\nprepare_id\x18\x01 \x01(\t\x12:\n\x07targets\x18\x02 \x03(\x0b\x32).pointsman.v1.SyncResponse.Prepare.Target\x1aK\n\x06Target\x12\x0b\n\x03\x61pp\x18\x01 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\x12\x0f\n\x07release\x18\x03 \x01(\t\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x1a\xbb\x01\n\x06Update\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\'\n\x08\x62indings\x18\x02 \x03(\x0b\x32\x15.pointsman.v1.Binding\x12\x0e\n\x06synced\x18\x03 \x01(\x08\x12+\n\x06tokens\x18\x04 \x03(\x0b\x32\x1b.pointsman.v1.TokenVerifier\x12\x39\n\x12staleness_policies\x18\x05 \x03(\x0b\x32\x1d.pointsman.v1.StalenessPolicy\x1a\x31\n\x04Move\x12)\n\x06within\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x06\n\x04kind\"D\n\x14\x46\x65tchSnapshotRequest\x12,\n\x06\x64igest\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^sha256:[0-9a-f]{64}$\"9\n\x15\x46\x65tchSnapshotResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"O\n\x13ListGatewaysRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03(\x80\x08\"X\n\x14ListGatewaysResponse\x12\'\n\x08gateways\x18\x01 \x03(\x0b\x32\x15.pointsman.v1.Gateway\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"p\n\x18RebalanceGatewaysRequest\x12\x1a\n\x07percent\x18\x01 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x01\x12\x38\n\x06within\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\r\xbaH\n\xaa\x01\x07\"\x03\x08\xac\x02\x32\x00\"P\n\x19RebalanceGatewaysResponse\x12\x1a\n\x12gateways_connected\x18\x01 \x01(\x05\x12\x17\n\x0fgateways_moving\x18\x02 \x03(\t2\xcf\x03\n\x0eGatewayService\x12\x41\n\x04Sync\x12\x19.pointsman.v1.SyncRequest\x1a\x1a.pointsman.v1.SyncResponse(\x01\x30\x01\x12Z\n\rFetchSnapshot\x12\".pointsman.v1.FetchSnapshotRequest\x1a#.pointsman.v1.FetchSnapshotResponse0\x01\x12\x61\n\x10ReportExecutions\x12%.pointsman.v1.ReportExecutionsRequest\x1a&.pointsman.v1.ReportExecutionsResponse\x12U\n\x0cListGateways\x12!.pointsman.v1.ListGatewaysRequest\x1a\".pointsman.v1.ListGatewaysResponse\x12\x64\n\x11RebalanceGateways\x12&.pointsman.v1.RebalanceGatewaysRequest\x1a\'.pointsman.v1.RebalanceGatewaysResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpointsman/v1/gateways.proto\x12\x0cpointsman.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1epointsman/v1/deployments.proto\x1a\x1fpointsman/v1/environments.proto\x1a\x1dpointsman/v1/executions.proto\x1a\x19pointsman/v1/tokens.proto\"\xd1\x03\n\x07Gateway\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x11\n\tconnected\x18\x03 \x01(\x08\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12\x33\n\x0flast_heard_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x08\x62indings\x18\x06 \x03(\x0b\x32#.pointsman.v1.Gateway.LoadedBinding\x12\x30\n\x0c\x63onnect_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x61pps\x18\x08 \x03(\t\x12\x14\n\x0c\x65nvironments\x18\t \x03(\t\x12\x13\n\x0binstance_id\x18\n \x01(\t\x12\x0c\n\x04peer\x18\x0b \x01(\t\x12.\n\nstart_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1ag\n\rLoadedBinding\x12\x0b\n\x03\x61pp\x18\x01 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\x12\x0f\n\x07release\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12\x11\n\trejection\x18\x05 \x01(\t\"\xaa\x07\n\x0bSyncRequest\x12\x30\n\x05hello\x18\x01 \x01(\x0b\x32\x1f.pointsman.v1.SyncRequest.HelloH\x00\x12\x36\n\x08prepared\x18\x02 \x01(\x0b\x32\".pointsman.v1.SyncRequest.PreparedH\x00\x12\x34\n\x07\x61pplied\x18\x03 \x01(\x0b\x32!.pointsman.v1.SyncRequest.AppliedH\x00\x12.\n\x04held\x18\x04 \x01(\x0b\x32\x1e.pointsman.v1.SyncRequest.HeldH\x00\x12\x38\n\theartbeat\x18\x05 \x01(\x0b\x32#.pointsman.v1.SyncRequest.HeartbeatH\x00\x1a\xce\x02\n\x05Hello\x12=\n\ngateway_id\x18\x01 \x01(\tB)\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$\x12\x1d\n\x0binstance_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x18\n\x07version\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x17\n\x04\x61pps\x18\x04 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x90N\x12\x1f\n\x0c\x65nvironments\x18\x05 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x90N\x12\x19\n\x08revision\x18\x06 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x19\n\x08store_id\x18\x07 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12 \n\x0cheld_digests\x18\x08 \x03(\tB\n\xbaH\x07\x92\x01\x04\x10\xa0\x8d\x06\x12;\n\x06uptime\x18\t \x01(\x0b\x32\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n\"\x06\x08\x80\xa7\xe4\xe0\x0b\x32\x00\x1aM\n\tRejection\x12\x0b\n\x03\x61pp\x18\x01 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x1aW\n\x08Prepared\x12\x12\n\nprepare_id\x18\x01 \x01(\t\x12\x37\n\nrejections\x18\x02 \x03(\x0b\x32#.pointsman.v1.SyncRequest.Rejection\x1aT\n\x07\x41pplied\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x37\n\nrejections\x18\x02 \x03(\x0b\x32#.pointsman.v1.SyncRequest.Rejection\x1a&\n\x04Held\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x01 \x03(\t\x12\x0f\n\x07\x64ropped\x18\x02 \x03(\t\x1a\x0b\n\tHeartbeatB\r\n\x04kind\x12\x05\xbaH\x02\x08\x01\"\xd8\x05\n\x0cSyncResponse\x12\x35\n\x07welcome\x18\x01 \x01(\x0b\x32\".pointsman.v1.SyncResponse.WelcomeH\x00\x12\x35\n\x07prepare\x18\x02 \x01(\x0b\x32\".pointsman.v1.SyncResponse.PrepareH\x00\x12\x33\n\x06update\x18\x03 \x01(\x0b\x32!.pointsman.v1.SyncResponse.UpdateH\x00\x12/\n\x04move\x18\x04 \x01(\x0b\x32\x1f.pointsman.v1.SyncResponse.MoveH\x00\x1aR\n\x07Welcome\x12\x10\n\x08store_id\x18\x01 \x01(\t\x12\x35\n\x12heartbeat_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a\xa6\x01\n\x07Prepare\x12\x12\n\nprepare_id\x18\x01 \x01(\t\x12:\n\x07targets\x18\x02 \x03(\x0b\x32).pointsman.v1.SyncResponse.Prepare.Target\x1aK\n\x06Target\x12\x0b\n\x03\x61pp\x18\x01 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\x12\x0f\n\x07release\x18\x03 \x01(\t\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x1a\xbb\x01\n\x06Update\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\'\n\x08\x62indings\x18\x02 \x03(\x0b\x32\x15.pointsman.v1.Binding\x12\x0e\n\x06synced\x18\x03 \x01(\x08\x12+\n\x06tokens\x18\x04 \x03(\x0b\x32\x1b.pointsman.v1.TokenVerifier\x12\x39\n\x12staleness_policies\x18\x05 \x03(\x0b\x32\x1d.pointsman.v1.StalenessPolicy\x1a\x31\n\x04Move\x12)\n\x06within\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x06\n\x04kind\"D\n\x14\x46\x65tchSnapshotRequest\x12,\n\x06\x64igest\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^sha256:[0-9a-f]{64}$\"9\n\x15\x46\x65tchSnapshotResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"O\n\x13ListGatewaysRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03(\x80\x08\"X\n\x14ListGatewaysResponse\x12\'\n\x08gateways\x18\x01 \x03(\x0b\x32\x15.pointsman.v1.Gateway\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"p\n\x18RebalanceGatewaysRequest\x12\x1a\n\x07percent\x18\x01 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x01\x12\x38\n\x06within\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\r\xbaH\n\xaa\x01\x07\"\x03\x08\xac\x02\x32\x00\"P\n\x19RebalanceGatewaysResponse\x12\x1a\n\x12gateways_connected\x18\x01 \x01(\x05\x12\x17\n\x0fgateways_moving\x18\x02 \x03(\t2\xcf\x03\n\x0eGatewayService\x12\x41\n\x04Sync\x12\x19.pointsman.v1.SyncRequest\x1a\x1a.pointsman.v1.SyncResponse(\x01\x30\x01\x12Z\n\rFetchSnapshot\x12\".pointsman.v1.FetchSnapshotRequest\x1a#.pointsman.v1.FetchSnapshotResponse0\x01\x12\x61\n\x10ReportExecutions\x12%.pointsman.v1.ReportExecutionsRequest\x1a&.pointsman.v1.ReportExecutionsResponse\x12U\n\x0cListGateways\x12!.pointsman.v1.ListGatewaysRequest\x1a\".pointsman.v1.ListGatewaysResponse\x12\x64\n\x11RebalanceGateways\x12&.pointsman.v1.RebalanceGatewaysRequest\x1a\'.pointsman.v1.RebalanceGatewaysResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -54,6 +54,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SYNCREQUEST_HELLO'].fields_by_name['store_id']._serialized_options = b'\272H\004r\002\030@'
   _globals['_SYNCREQUEST_HELLO'].fields_by_name['held_digests']._loaded_options = None
   _globals['_SYNCREQUEST_HELLO'].fields_by_name['held_digests']._serialized_options = b'\272H\007\222\001\004\020\240\215\006'
+  _globals['_SYNCREQUEST_HELLO'].fields_by_name['uptime']._loaded_options = None
+  _globals['_SYNCREQUEST_HELLO'].fields_by_name['uptime']._serialized_options = b'\272H\r\252\001\n\"\006\010\200\247\344\340\0132\000'
   _globals['_SYNCREQUEST'].oneofs_by_name['kind']._loaded_options = None
   _globals['_SYNCREQUEST'].oneofs_by_name['kind']._serialized_options = b'\272H\002\010\001'
   _globals['_FETCHSNAPSHOTREQUEST'].fields_by_name['digest']._loaded_options = None
@@ -67,47 +69,47 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REBALANCEGATEWAYSREQUEST'].fields_by_name['within']._loaded_options = None
   _globals['_REBALANCEGATEWAYSREQUEST'].fields_by_name['within']._serialized_options = b'\272H\n\252\001\007\"\003\010\254\0022\000'
   _globals['_GATEWAY']._serialized_start=263
-  _globals['_GATEWAY']._serialized_end=680
-  _globals['_GATEWAY_LOADEDBINDING']._serialized_start=577
-  _globals['_GATEWAY_LOADEDBINDING']._serialized_end=680
-  _globals['_SYNCREQUEST']._serialized_start=683
-  _globals['_SYNCREQUEST']._serialized_end=1560
-  _globals['_SYNCREQUEST_HELLO']._serialized_start=965
-  _globals['_SYNCREQUEST_HELLO']._serialized_end=1238
-  _globals['_SYNCREQUEST_REJECTION']._serialized_start=1240
-  _globals['_SYNCREQUEST_REJECTION']._serialized_end=1317
-  _globals['_SYNCREQUEST_PREPARED']._serialized_start=1319
-  _globals['_SYNCREQUEST_PREPARED']._serialized_end=1406
-  _globals['_SYNCREQUEST_APPLIED']._serialized_start=1408
-  _globals['_SYNCREQUEST_APPLIED']._serialized_end=1492
-  _globals['_SYNCREQUEST_HELD']._serialized_start=1494
-  _globals['_SYNCREQUEST_HELD']._serialized_end=1532
-  _globals['_SYNCREQUEST_HEARTBEAT']._serialized_start=1534
-  _globals['_SYNCREQUEST_HEARTBEAT']._serialized_end=1545
-  _globals['_SYNCRESPONSE']._serialized_start=1563
-  _globals['_SYNCRESPONSE']._serialized_end=2291
-  _globals['_SYNCRESPONSE_WELCOME']._serialized_start=1791
-  _globals['_SYNCRESPONSE_WELCOME']._serialized_end=1873
-  _globals['_SYNCRESPONSE_PREPARE']._serialized_start=1876
-  _globals['_SYNCRESPONSE_PREPARE']._serialized_end=2042
-  _globals['_SYNCRESPONSE_PREPARE_TARGET']._serialized_start=1967
-  _globals['_SYNCRESPONSE_PREPARE_TARGET']._serialized_end=2042
-  _globals['_SYNCRESPONSE_UPDATE']._serialized_start=2045
-  _globals['_SYNCRESPONSE_UPDATE']._serialized_end=2232
-  _globals['_SYNCRESPONSE_MOVE']._serialized_start=2234
-  _globals['_SYNCRESPONSE_MOVE']._serialized_end=2283
-  _globals['_FETCHSNAPSHOTREQUEST']._serialized_start=2293
-  _globals['_FETCHSNAPSHOTREQUEST']._serialized_end=2361
-  _globals['_FETCHSNAPSHOTRESPONSE']._serialized_start=2363
-  _globals['_FETCHSNAPSHOTRESPONSE']._serialized_end=2420
-  _globals['_LISTGATEWAYSREQUEST']._serialized_start=2422
-  _globals['_LISTGATEWAYSREQUEST']._serialized_end=2501
-  _globals['_LISTGATEWAYSRESPONSE']._serialized_start=2503
-  _globals['_LISTGATEWAYSRESPONSE']._serialized_end=2591
-  _globals['_REBALANCEGATEWAYSREQUEST']._serialized_start=2593
-  _globals['_REBALANCEGATEWAYSREQUEST']._serialized_end=2705
-  _globals['_REBALANCEGATEWAYSRESPONSE']._serialized_start=2707
-  _globals['_REBALANCEGATEWAYSRESPONSE']._serialized_end=2787
-  _globals['_GATEWAYSERVICE']._serialized_start=2790
-  _globals['_GATEWAYSERVICE']._serialized_end=3253
+  _globals['_GATEWAY']._serialized_end=728
+  _globals['_GATEWAY_LOADEDBINDING']._serialized_start=625
+  _globals['_GATEWAY_LOADEDBINDING']._serialized_end=728
+  _globals['_SYNCREQUEST']._serialized_start=731
+  _globals['_SYNCREQUEST']._serialized_end=1669
+  _globals['_SYNCREQUEST_HELLO']._serialized_start=1013
+  _globals['_SYNCREQUEST_HELLO']._serialized_end=1347
+  _globals['_SYNCREQUEST_REJECTION']._serialized_start=1349
+  _globals['_SYNCREQUEST_REJECTION']._serialized_end=1426
+  _globals['_SYNCREQUEST_PREPARED']._serialized_start=1428
+  _globals['_SYNCREQUEST_PREPARED']._serialized_end=1515
+  _globals['_SYNCREQUEST_APPLIED']._serialized_start=1517
+  _globals['_SYNCREQUEST_APPLIED']._serialized_end=1601
+  _globals['_SYNCREQUEST_HELD']._serialized_start=1603
+  _globals['_SYNCREQUEST_HELD']._serialized_end=1641
+  _globals['_SYNCREQUEST_HEARTBEAT']._serialized_start=1643
+  _globals['_SYNCREQUEST_HEARTBEAT']._serialized_end=1654
+  _globals['_SYNCRESPONSE']._serialized_start=1672
+  _globals['_SYNCRESPONSE']._serialized_end=2400
+  _globals['_SYNCRESPONSE_WELCOME']._serialized_start=1900
+  _globals['_SYNCRESPONSE_WELCOME']._serialized_end=1982
+  _globals['_SYNCRESPONSE_PREPARE']._serialized_start=1985
+  _globals['_SYNCRESPONSE_PREPARE']._serialized_end=2151
+  _globals['_SYNCRESPONSE_PREPARE_TARGET']._serialized_start=2076
+  _globals['_SYNCRESPONSE_PREPARE_TARGET']._serialized_end=2151
+  _globals['_SYNCRESPONSE_UPDATE']._serialized_start=2154
+  _globals['_SYNCRESPONSE_UPDATE']._serialized_end=2341
+  _globals['_SYNCRESPONSE_MOVE']._serialized_start=2343
+  _globals['_SYNCRESPONSE_MOVE']._serialized_end=2392
+  _globals['_FETCHSNAPSHOTREQUEST']._serialized_start=2402
+  _globals['_FETCHSNAPSHOTREQUEST']._serialized_end=2470
+  _globals['_FETCHSNAPSHOTRESPONSE']._serialized_start=2472
+  _globals['_FETCHSNAPSHOTRESPONSE']._serialized_end=2529
+  _globals['_LISTGATEWAYSREQUEST']._serialized_start=2531
+  _globals['_LISTGATEWAYSREQUEST']._serialized_end=2610
+  _globals['_LISTGATEWAYSRESPONSE']._serialized_start=2612
+  _globals['_LISTGATEWAYSRESPONSE']._serialized_end=2700
+  _globals['_REBALANCEGATEWAYSREQUEST']._serialized_start=2702
+  _globals['_REBALANCEGATEWAYSREQUEST']._serialized_end=2814
+  _globals['_REBALANCEGATEWAYSRESPONSE']._serialized_start=2816
+  _globals['_REBALANCEGATEWAYSRESPONSE']._serialized_end=2896
+  _globals['_GATEWAYSERVICE']._serialized_start=2899
+  _globals['_GATEWAYSERVICE']._serialized_end=3362
 # @@protoc_insertion_point(module_scope)

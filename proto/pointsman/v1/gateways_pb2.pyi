@@ -76,6 +76,7 @@ class Gateway(_message.Message):
     ENVIRONMENTS_FIELD_NUMBER: _builtins.int
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     PEER_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
     gateway_id: _builtins.str
     """The name it was given."""
     version: _builtins.str
@@ -108,6 +109,10 @@ class Gateway(_message.Message):
     def environments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Environments it subscribes to; empty: all."""
 
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When its process was started, by the control plane's clock; absent: it did not say."""
+
     def __init__(
         self,
         *,
@@ -122,10 +127,11 @@ class Gateway(_message.Message):
         environments: _abc.Iterable[_builtins.str] | None = ...,
         instance_id: _builtins.str = ...,
         peer: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["connect_time", b"connect_time", "last_heard_time", b"last_heard_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["connect_time", b"connect_time", "last_heard_time", b"last_heard_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["apps", b"apps", "bindings", b"bindings", "connect_time", b"connect_time", "connected", b"connected", "environments", b"environments", "gateway_id", b"gateway_id", "instance_id", b"instance_id", "last_heard_time", b"last_heard_time", "peer", b"peer", "revision", b"revision", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["apps", b"apps", "bindings", b"bindings", "connect_time", b"connect_time", "connected", b"connected", "environments", b"environments", "gateway_id", b"gateway_id", "instance_id", b"instance_id", "last_heard_time", b"last_heard_time", "peer", b"peer", "revision", b"revision", "start_time", b"start_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -151,6 +157,7 @@ class SyncRequest(_message.Message):
         REVISION_FIELD_NUMBER: _builtins.int
         STORE_ID_FIELD_NUMBER: _builtins.int
         HELD_DIGESTS_FIELD_NUMBER: _builtins.int
+        UPTIME_FIELD_NUMBER: _builtins.int
         gateway_id: _builtins.str
         """The name it was given; at most 128 characters."""
         instance_id: _builtins.str
@@ -173,6 +180,10 @@ class SyncRequest(_message.Message):
         def held_digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
             """Digests of the releases that it holds compiled."""
 
+        @_builtins.property
+        def uptime(self) -> _duration_pb2.Duration:
+            """For how long its process has been running, at most 100 years; absent: not told."""
+
         def __init__(
             self,
             *,
@@ -184,10 +195,11 @@ class SyncRequest(_message.Message):
             revision: _builtins.int = ...,
             store_id: _builtins.str = ...,
             held_digests: _abc.Iterable[_builtins.str] | None = ...,
+            uptime: _duration_pb2.Duration | None = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["uptime", b"uptime"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["apps", b"apps", "environments", b"environments", "gateway_id", b"gateway_id", "held_digests", b"held_digests", "instance_id", b"instance_id", "revision", b"revision", "store_id", b"store_id", "version", b"version"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["apps", b"apps", "environments", b"environments", "gateway_id", b"gateway_id", "held_digests", b"held_digests", "instance_id", b"instance_id", "revision", b"revision", "store_id", b"store_id", "uptime", b"uptime", "version", b"version"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
