@@ -143,6 +143,14 @@ async def test_an_upstream_that_repeats_its_key_does_not_tell_it_to_callers_nor_
     assert SECRET not in repr(said)
 
 
+async def test_a_cookie_that_one_trigger_was_given_is_not_sent_by_the_next(upstream, clients):
+    upstream.script = {"GET /first": [PlainTextResponse("yours", headers={"set-cookie": "session=of-ann; Path=/"})]}
+    assert await run(calling(upstream.url + "/first"), running(clients)) == "yours"
+    await run(calling(upstream.url + "/second"), running(clients))
+    await run(calling(upstream.url + "/third", tool={"headers": {"Cookie": "theme=dark"}}), running(clients))
+    assert [headers.get("cookie") for _, _, headers, _ in upstream.seen] == [None, None, "theme=dark"]
+
+
 async def test_nobody_there_is_a_failed_step(clients):
     with pytest.raises(StepFailed, match=r"tool 't' at http://127\.0\.0\.1:9"):
         await run(calling("http://127.0.0.1:9/secret-path"), running(clients))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
 import httpx2
@@ -73,7 +74,11 @@ class Clients:
         # Without this httpx2 would ask for encodings that are only unpacked whole.
         headers = {"accept-encoding": "gzip"}
         timeout = httpx2.Timeout(None, connect=CONNECT_SECONDS)
-        http = httpx2.AsyncClient(transport=transport, timeout=timeout, headers=headers, follow_redirects=False, trust_env=False)
+        # A cookie that one caller's trigger was given would go out with the next one's.
+        no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
+        http = httpx2.AsyncClient(
+            transport=transport, timeout=timeout, headers=headers, cookies=no_cookies, follow_redirects=False, trust_env=False
+        )
         return cls(http=http, mcp=McpSessions(transport))
 
     async def aclose(self) -> None:
