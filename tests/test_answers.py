@@ -6,14 +6,16 @@ import contextlib
 import gzip
 import zlib
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 
+import httpx2
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
-from data_plane.steps.answers import read_body, read_lines, send
+from data_plane.steps.answers import read_body, read_events, retry_after, send
 from data_plane.steps.base import MAX_ANSWER_BYTES, Clients, StepError
 from pointsman.asgi import asgi
 from pointsman.settings import Address
@@ -47,9 +49,9 @@ async def body_of(clients: Clients, *pieces: bytes, encoding: str = "") -> bytes
         return await read_body(response, "it", retryable=True)
 
 
-async def lines_of(clients: Clients, *pieces: bytes, encoding: str = "") -> list[bytes]:
+async def events_of(clients: Clients, *pieces: bytes, encoding: str = "") -> list[bytes]:
     async with answering(clients, *pieces, encoding=encoding) as response:
-        return [line async for line in read_lines(response, "it")]
+        return [data async for data in read_events(response, "it")]
 
 
 def split(packed: bytes, size: int = 7) -> list[bytes]:
@@ -94,15 +96,47 @@ async def test_what_cannot_be_unpacked_is_told(clients, packed, encoding, says, 
     assert failed.value.retryable is retryable
 
 
-async def test_lines_are_lines_wherever_a_piece_ends(clients):
-    text = b"data: one\r\n\r\ndata: two\n\nthe rest"
-    for size in (1, 2, 3, 5, 11, 50):
-        assert await lines_of(clients, *split(text, size)) == [b"data: one", b"", b"data: two", b"", b"the rest"]
-    assert await lines_of(clients, *split(gzip.compress(text)), encoding="gzip") == text.replace(b"\r", b"").split(b"\n")
+async def test_events_are_events_wherever_a_piece_ends_and_however_lines_do(clients):
+    text = b"\xef\xbb\xbfdata: one\n\n: a comment\n\nevent: more\ndata:two\nid: 2\ndata:  three\n\n\ndata:\n\nretry: 5\n\ndata: the rest"
+    for ending in (b"\n", b"\r\n"):
+        written = text.replace(b"\n", ending)
+        for size in (1, 2, 3, 5, 11, 500):
+            assert await events_of(clients, *split(written, size)) == [b"one", b"two\n  three", b"the rest"]
+        assert await events_of(clients, *split(gzip.compress(written)), encoding="gzip") == [b"one", b"two\n  three", b"the rest"]
 
 
-async def test_a_stream_may_be_long_and_a_line_may_not(clients):
-    line = b"x" * 1_000_000 + b"\n"
-    assert len(await lines_of(clients, *[line] * 6)) == 6
-    with pytest.raises(StepError, match=f"a line of more than {MAX_ANSWER_BYTES} bytes"):
-        await lines_of(clients, *[b"x" * 1_000_000] * 6)
+async def test_a_stream_may_be_long_and_an_event_may_not(clients):
+    line = b"data:" + b"x" * 1_000_000 + b"\n"
+    assert len(await events_of(clients, *[line + b"\n"] * 6)) == 6
+    for pieces in ([line] * 6, [b"x" * 1_000_000] * 6):
+        with pytest.raises(StepError, match=f"an event of more than {MAX_ANSWER_BYTES} bytes"):
+            await events_of(clients, *pieces)
+
+
+async def test_a_byte_order_mark_is_no_part_of_an_answer(clients):
+    assert await body_of(clients, b"\xef\xbb", b"\xbf{}") == b"{}"
+
+
+@pytest.mark.parametrize(
+    ("asked", "seconds"),
+    [
+        ("7", 7.0),
+        ("0.5", 0.5),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
+        ("-7", None),
+        ("nan", None),
+        ("1e999", None),
+        ("soon", None),
+        ("Wed, 99 Oct 2015 07:28:00 GMT", None),
+        ("", None),
+    ],
+)
+def test_retry_after_is_a_number_or_a_date(asked, seconds):
+    assert retry_after(httpx2.Response(429, headers={"retry-after": asked})) == seconds
+
+
+@pytest.mark.parametrize("ending", ["GMT", "-0000"])
+def test_retry_after_as_a_date_is_counted_from_now(ending):
+    at = datetime.now(UTC) + timedelta(minutes=2)
+    asked = httpx2.Response(429, headers={"retry-after": at.strftime(f"%a, %d %b %Y %H:%M:%S {ending}")})
+    assert 110 < retry_after(asked) <= 120

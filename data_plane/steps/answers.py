@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 
 import httpx2
 
@@ -11,7 +14,7 @@ from data_plane.hosts import HostRefusedError
 from data_plane.steps.base import MAX_ANSWER_BYTES, MAX_SHOWN_CHARS, Clients, StepError
 from data_plane.tracing import pass_on
 
-# Of a stream, which is read line by line and never held whole.
+# Of a stream, which is read event by event and never held whole.
 MAX_STREAM_BYTES = 256 * 1024 * 1024
 # zlib: gzip or zlib, told from the header.
 _EITHER_WRAPPER = 32 + zlib.MAX_WBITS
@@ -30,28 +33,48 @@ async def send(clients: Clients, request: httpx2.Request, who: str, *, retryable
 
 
 async def read_body(response: httpx2.Response, who: str, *, retryable: bool) -> bytes:
-    """The whole body, unpacked, up to MAX_ANSWER_BYTES. Raises StepError; `retryable` is for an answer that was cut."""
+    """The whole body, unpacked, without a byte order mark, up to MAX_ANSWER_BYTES.
+
+    Raises StepError; `retryable` is for an answer that was cut.
+    """
     body = bytearray()
     async for piece in _pieces(response, who, MAX_ANSWER_BYTES, retryable=retryable):
         body += piece
-    return bytes(body)
+    return bytes(body).removeprefix(codecs.BOM_UTF8)
 
 
-async def read_lines(response: httpx2.Response, who: str) -> AsyncGenerator[bytes]:
-    """The lines of a stream as they come, without their ends. Raises StepError, also when it is cut."""
-    waiting = bytearray()
-    async for piece in _pieces(response, who, MAX_STREAM_BYTES, retryable=False):
+async def read_events(response: httpx2.Response, who: str) -> AsyncGenerator[bytes]:
+    """The data of each server-sent event (the HTML standard, section 9.2) that has any, without white space around it.
+
+    The last one may lack the empty line that ends it. Raises StepError, also when the stream is cut.
+    """
+    waiting, event = bytearray(), bytearray()
+    is_first = True
+    async for piece in _pieces(response, who, MAX_STREAM_BYTES, retryable=True):
         seen = len(waiting)
         waiting += piece
         begin = 0
         while (end := waiting.find(b"\n", max(begin, seen))) >= 0:
-            yield bytes(waiting[begin:end]).removesuffix(b"\r")
+            line = bytes(waiting[begin:end]).removesuffix(b"\r")
             begin = end + 1
+            if is_first:
+                line, is_first = line.removeprefix(codecs.BOM_UTF8), False
+            if line:
+                event += _data(line)
+                continue
+            if data := bytes(event).strip():
+                yield data
+            event.clear()
         del waiting[:begin]
-        if len(waiting) > MAX_ANSWER_BYTES:
-            raise StepError(f"{who} answered a line of more than {MAX_ANSWER_BYTES} bytes")
-    if waiting:
-        yield bytes(waiting)
+        if len(waiting) + len(event) > MAX_ANSWER_BYTES:
+            raise StepError(f"{who} answered an event of more than {MAX_ANSWER_BYTES} bytes")
+    if data := bytes(event + _data(bytes(waiting))).strip():
+        yield data
+
+
+def _data(line: bytes) -> bytes:
+    """What a line adds to the data of its event. Ends of lines are white space of JSON, so one more does no harm."""
+    return line[5:] + b"\n" if line.startswith(b"data:") else b""
 
 
 async def _pieces(response: httpx2.Response, who: str, limit: int, *, retryable: bool) -> AsyncIterator[bytes]:
@@ -107,9 +130,14 @@ def _cause(error: Exception) -> str:
 
 
 def retry_after(response: httpx2.Response) -> float | None:
-    """The seconds of Retry-After; its other form, a date, is not used by APIs and gives None."""
+    """How many seconds Retry-After (RFC 9110, section 10.2.3) asks to wait, by a number or by a date; None without one."""
+    asked = response.headers.get("retry-after", "")
     try:
-        seconds = float(response.headers.get("retry-after", ""))
+        seconds = float(asked)
     except ValueError:
-        return None
+        try:
+            date = parsedate_to_datetime(asked)
+        except ValueError:
+            return None
+        seconds = max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
     return seconds if 0 <= seconds < float("inf") else None

@@ -9,8 +9,11 @@ from typing import Any
 import httpx2
 import msgspec
 
-from data_plane.steps.answers import read_lines
+from data_plane.steps.answers import read_events
 from data_plane.steps.base import MAX_ANSWER_BYTES, MAX_SHOWN_CHARS, StepError
+
+Excerpt = Callable[[str], str]
+"""What is shown of a text that somebody else made."""
 
 MAX_TOOL_CALLS_AT_ONCE = 128
 
@@ -44,17 +47,18 @@ class _Choice(msgspec.Struct):
 
 
 class _Answer(msgspec.Struct):
-    choices: list[_Choice]
+    choices: list[_Choice] | None = None
     model: Any = None
     usage: Any = None
+    error: Any = None
 
 
 class _ToolPiece(msgspec.Struct):
     class Function(msgspec.Struct):
         name: str | None = None
-        arguments: str | None = None
+        arguments: str | dict[str, Any] | None = None
 
-    index: int = 0
+    index: int | None = None
     id: str | None = None
     function: Function | None = None
 
@@ -90,29 +94,26 @@ def tool_call(who: str, call: dict[str, Any]) -> ToolCall:
         raise _not_as_expected(who, error) from None
 
 
-def read_message(who: str, body: bytes) -> Message:
+def read_message(who: str, body: bytes, excerpt: Excerpt) -> Message:
     """Raises StepError."""
     try:
         answer = _decode_answer(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _not_as_expected(who, error, retryable=True) from None
+        raise _not_as_expected(who, error) from None
     if not answer.choices:
-        raise StepError(f"{who} answered no choices", retryable=True)
+        raise StepError(f"{who} answered {f'an error: {_told(answer.error, excerpt)}' if answer.error else 'no choices'}")
     message = answer.choices[0].message
     return _with_usage(message, answer.model, answer.usage)
 
 
-async def read_stream(response: httpx2.Response, who: str, delta: Callable[[str], None], excerpt: Callable[[str], str]) -> Message:
-    """The whole message, its text told as it comes; `excerpt` is what is shown of a text. Raises StepError, also when the stream is cut."""
+async def read_stream(response: httpx2.Response, who: str, delta: Callable[[str], None], excerpt: Excerpt) -> Message:
+    """The whole message, its text told as it comes. Raises StepError, also when the stream is cut."""
     text: list[str] = []
-    calls: dict[int, dict[str, Any]] = {}
+    calls = _ToolCalls()
     refusal, model, usage = "", None, None
     size, done = 0, False
-    async with contextlib.aclosing(read_lines(response, who)) as lines:
-        async for line in lines:
-            if not line.startswith(b"data:"):
-                continue
-            data = line[5:].strip()
+    async with contextlib.aclosing(read_events(response, who)) as events:
+        async for data in events:
             if data == b"[DONE]":
                 done = True
                 break
@@ -126,40 +127,57 @@ async def read_stream(response: httpx2.Response, who: str, delta: Callable[[str]
             piece = choice.delta or _Delta()
             refusal += piece.refusal or ""
             size += len(data)
-            if size > MAX_ANSWER_BYTES * 16 or len(calls) > MAX_TOOL_CALLS_AT_ONCE:
+            if size > MAX_ANSWER_BYTES * 16 or len(calls.joined) > MAX_TOOL_CALLS_AT_ONCE:
                 raise StepError(f"{who} answered more than there is room for")
             if piece.content:
                 text.append(piece.content)
                 delta(piece.content)
             for part in piece.tool_calls or ():
-                _join(calls, part)
+                calls.add(part)
     if not done:
-        # What was told cannot be taken back, so it is not tried again.
-        raise StepError(f"{who}: the answer was cut before its end")
+        raise StepError(f"{who}: the answer was cut before its end", retryable=True)
     content = "".join(text)
     if len(content) > MAX_ANSWER_BYTES:
         raise StepError(f"{who} answered more than {MAX_ANSWER_BYTES} characters")
-    message = Message(content=content, tool_calls=[calls[index] for index in sorted(calls)] or None, refusal=refusal or None)
+    message = Message(content=content, tool_calls=calls.joined or None, refusal=refusal or None)
     return _with_usage(message, model, usage)
 
 
-def _chunk(who: str, data: bytes, excerpt: Callable[[str], str]) -> _Chunk:
+def _chunk(who: str, data: bytes, excerpt: Excerpt) -> _Chunk:
     try:
         chunk = _decode_chunk(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _not_as_expected(who, error) from None
     if chunk.error:
-        raise StepError(f"{who} broke off: {excerpt(str(chunk.error))}")
+        raise StepError(f"{who} broke off: {_told(chunk.error, excerpt)}")
     return chunk
 
 
-def _join(calls: dict[int, dict[str, Any]], piece: _ToolPiece) -> None:
-    """Names and ids come once, arguments in pieces."""
-    known = calls.setdefault(piece.index, {"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
-    known["id"] = piece.id or known["id"]
-    if piece.function is not None:
-        known["function"]["name"] = piece.function.name or known["function"]["name"]
-        known["function"]["arguments"] += piece.function.arguments or ""
+def _told(error: Any, excerpt: Excerpt) -> str:
+    message = error.get("message") if isinstance(error, dict) else error
+    return excerpt(message if isinstance(message, str) else str(error))
+
+
+class _ToolCalls:
+    """Calls that come in pieces: names and ids once, arguments bit by bit. `joined` has them in the order in which they began."""
+
+    def __init__(self) -> None:
+        self.joined: list[dict[str, Any]] = []
+        self._by_index: dict[int | None, dict[str, Any]] = {}
+        """None: the last one, for servers that leave the index out."""
+
+    def add(self, piece: _ToolPiece) -> None:
+        function = piece.function or _ToolPiece.Function()
+        known = self._by_index.get(piece.index)
+        # Some servers give every call the same index: another name, not with the same id, begins another call.
+        if known is None or (function.name and known["function"]["name"] and (not piece.id or piece.id != known["id"])):
+            known = {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
+            self.joined.append(known)
+        self._by_index[piece.index] = self._by_index[None] = known
+        known["id"] = known["id"] or piece.id or ""
+        known["function"]["name"] = known["function"]["name"] or function.name or ""
+        arguments = function.arguments or ""
+        known["function"]["arguments"] += arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode()
 
 
 def _with_usage(message: Message, model: Any, usage: Any) -> Message:
@@ -174,5 +192,5 @@ def _count(value: Any) -> int:
     return value if type(value) is int and value >= 0 else 0
 
 
-def _not_as_expected(who: str, error: Exception, *, retryable: bool = False) -> StepError:
-    return StepError(f"{who} did not answer as the OpenAI API does: {str(error)[:MAX_SHOWN_CHARS]}", retryable=retryable)
+def _not_as_expected(who: str, error: Exception) -> StepError:
+    return StepError(f"{who} did not answer as the OpenAI API does: {str(error)[:MAX_SHOWN_CHARS]}")

@@ -147,7 +147,7 @@ class Targets:
                 answer = await read_body(response, who, retryable=True)
                 if not response.is_success:
                     raise _status_error(who, response, self._excerpt(answer.decode(errors="replace")).strip())
-                message = read_message(who, answer)
+                message = read_message(who, answer, self._excerpt)
                 if told is not None and message.content:
                     told(message.content)
         finally:
