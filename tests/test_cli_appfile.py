@@ -97,6 +97,37 @@ def test_all_violations_come_at_once_in_the_order_of_the_file_those_of_the_rules
     assert "only one of transform and tool_call" in words[4]
 
 
+WRONG = "endpoints:\n  - name: chat\n    pipeline: nowhere\n  - {name: 'ü😀', pipeline:  chat, timeout: 10}\n" + PIPELINE.replace(
+    "'1'", "inptu"
+)
+
+
+@pytest.mark.parametrize(
+    "altered", [str, lambda text: text.replace("\n", "\r\n"), lambda text: "\ufeff" + text], ids=["plain", "crlf", "bom"]
+)
+def test_places_are_the_same_whatever_wrote_the_file(tmp_path, altered):
+    file = tmp_path / "app.yaml"
+    file.write_bytes(altered(WRONG).encode())
+    assert [(found.line, found.column, found.violation.field) for found in read(str(file)).violations] == [
+        (3, 15, "endpoints[0].pipeline"),
+        (4, 12, "endpoints[1].name"),
+        (4, 44, "endpoints[1].timeout"),
+        (10, 47, "pipelines[0].stages[0].steps[0].transform.expression"),
+    ]
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_places_in_json_that_is_indented_by_tabs(tmp_path, ending):
+    text = '{\n\t"endpoints": [\n\t\t{"name": "chat", "pipeline": "nowhere",\t"timeout": 10}\n\t],\n\t"tools": [{"name": "t", "http": {"url": "ftp://x"}}]\n}\n'
+    file = tmp_path / "app.json"
+    file.write_bytes(text.replace("\n", ending).encode())
+    assert [(found.line, found.column, found.violation.field) for found in read(str(file)).violations] == [
+        (3, 32, "endpoints[0].pipeline"),
+        (3, 54, "endpoints[0].timeout"),
+        (5, 42, "tools[0].http.url"),
+    ]
+
+
 def test_what_follows_from_a_misspelt_name_is_not_told_too(tmp_path):
     assert told(tmp_path, "endpoints:\n  - name: chat\n    pipelin: chat\n" + PIPELINE) == [(3, 5, "endpoints[0].pipelin")]
 
@@ -117,6 +148,10 @@ def test_what_is_missing_is_told_where_it_should_be(tmp_path):
         ("endpoints: !!python/object/apply:os.system [ls]\n", "line 1, column 12: tags"),
         ("endpoints: !mine {}\n", "line 1, column 12: tags"),
         ("a\0b", "control characters"),
+        ("endpoints:\n\t- name: chat\n", "line 2, column 1"),
+        ("endpoints:\n- name: chat\n\tpath: x\n", "line 3, column 1: found a tab"),
+        ('{"endpoints": [', "line 2, column 1"),
+        ('{"endpoints": [{"name": "\\ud83d"}]}', "line 1, column 28"),
         ("a: " + "[" * 200, "nested deeper than 30 levels"),
         ("a: " + "{a: " * 200, "nested deeper than 30 levels"),
     ],
