@@ -16,6 +16,7 @@ from typing import Any
 import httpx2
 
 from data_plane.hosts import HEADER_REFUSED, HostRefusedError
+from data_plane.mcp_promises import Promises
 
 CONNECT_SECONDS = 10.0
 IDLE_SECONDS = 300.0
@@ -54,6 +55,7 @@ class McpSessions:
         Raises:
             McpUnavailableError: no session can be had, or it was lost.
             mcp.MCPError: the server refuses the call.
+            BrokenPromiseError: the answer is not as the tool's output schema has it.
         """
         key = (url, tuple(sorted(headers.items())))
         while True:
@@ -181,6 +183,8 @@ class _Session:
                 async with asyncio.timeout(CONNECT_SECONDS):
                     opening = streamable_http_client(self._url, http_client=http, max_sse_event_size=MAX_BODY_BYTES)
                     client = await stack.enter_async_context(Client(opening))
+                # The library has no argument for it.
+                client.session.validate_tool_result = Promises(client, self._url).check  # type: ignore[method-assign]
                 self._ready.set_result(client)
                 await self._stop.wait()
         except Exception as error:  # noqa: BLE001 -- whatever ends the session is told to who calls

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from data_plane.mcp_promises import MAX_PAGES
 from data_plane.pipeline import run
 from data_plane.steps.base import Clients
 from pointsman.asgi import asgi
@@ -34,17 +35,24 @@ from tests.test_tool_mcp import calling
 __all__ = ["bare"]
 
 SCHEMA = {"type": "object", "properties": {"kilograms": {"type": "number"}}, "required": ["kilograms"]}
+POUNDS = {"type": "object", "required": ["pounds"]}
 RETRIES = {"max_retries": 2}
 
 
 class OddServer:
-    """`answer` is how a call of a tool is answered; `calls` counts messages by method; `session` is the one that it knows."""
+    """`answer` is how a call of a tool is answered; `calls` counts messages by method; `session` is the one that it knows.
+
+    A good answer is `found`; `promised` is the tool's output schema, listed on the last of so many `pages`.
+    """
 
     def __init__(self) -> None:
         self.url = ""
         self.answer = "heavy"
         self.calls: Counter[str] = Counter()
         self.session = "first"
+        self.found: Any = {"kilograms": 7}
+        self.promised: Any = SCHEMA
+        self.pages = 1
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[OddServer]:
@@ -68,7 +76,13 @@ class OddServer:
             }
             return self._result(message, result, {"mcp-session-id": self.session})
         if method == "tools/list":
-            return self._result(message, {"tools": [{"name": "weigh", "inputSchema": {"type": "object"}, "outputSchema": SCHEMA}]})
+            page = int(message.get("params", {}).get("cursor") or 1)
+            if page < self.pages:
+                return self._result(
+                    message, {"tools": [{"name": f"t{page}", "inputSchema": {"type": "object"}}], "nextCursor": f"{page + 1}"}
+                )
+            tool = {"name": "weigh", "inputSchema": {"type": "object"}} | ({"outputSchema": self.promised} if self.promised else {})
+            return self._result(message, {"tools": [tool]})
         if method == "tools/call":
             if request.headers["mcp-session-id"] != self.session:
                 self.calls["refused"] += 1
@@ -79,7 +93,7 @@ class OddServer:
         return Response(status_code=202)
 
     def _called(self, message: dict[str, Any]) -> Response:
-        result = {"content": [], "structuredContent": {"kilograms": "heavy" if self.answer == "heavy" else 7}}
+        result = {"content": [], "structuredContent": {"kilograms": "heavy"} if self.answer == "heavy" else self.found}
         text = json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result})
         answers = {
             "202": Response(status_code=202),
@@ -108,7 +122,7 @@ async def odd():
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
-        ("heavy", "Invalid structured content returned by tool weigh"),
+        ("heavy", 'its tool \'weigh\' gave what its output schema does not allow: kilograms: "heavy" is not of type "number"'),
         ("202", "202 Accepted"),
         ("302", "Redirect to http://10.0.0.1/mcp not followed"),
         ("html", "Unexpected content type"),
@@ -129,6 +143,60 @@ async def test_an_answer_that_is_none_fails_the_step_and_the_tool_is_not_called_
     assert odd.calls["tools/call"] == 1
     odd.answer = "good"
     assert await run(calling(odd.url, "weigh"), running(clients)) == {"kilograms": 7}
+
+
+async def test_a_server_may_change_what_its_tools_answer_while_a_session_lasts(odd: OddServer, clients: Clients):
+    odd.answer = "good"
+    endpoint = calling(odd.url, "weigh")
+    assert [await run(endpoint, running(clients)) for _ in range(3)] == [{"kilograms": 7}] * 3
+    assert odd.calls["tools/list"] == 1
+    odd.promised = {"type": "object", "required": ["pounds"], "properties": {"pounds": {"type": "integer"}, "kilograms": False}}
+    odd.found = {"pounds": 15}
+    assert [await run(endpoint, running(clients)) for _ in range(3)] == [{"pounds": 15}] * 3
+    odd.promised, odd.found = None, {"stones": 1}
+    assert [await run(endpoint, running(clients)) for _ in range(3)] == [{"stones": 1}] * 3
+    assert (odd.calls["tools/list"], odd.calls["initialize"]) == (3, 1)
+
+
+async def test_what_a_tool_promises_is_found_on_any_page_and_a_list_without_an_end_is_not_read(odd: OddServer, clients: Clients):
+    odd.pages, odd.promised, odd.answer = 3, POUNDS, "good"
+    with pytest.raises(StepFailed, match="does not allow"):
+        await run(calling(odd.url, "weigh"), running(clients))
+    async with OddServer().running() as endless:
+        endless.pages, endless.promised, endless.answer = 10**9, POUNDS, "good"
+        assert await run(calling(endless.url, "weigh"), running(clients)) == {"kilograms": 7}
+        assert endless.calls["tools/list"] == MAX_PAGES
+
+
+async def test_a_pattern_of_a_server_keeps_nobody_busy(odd: OddServer, clients: Clients):
+    odd.promised, odd.found, odd.answer = (
+        {"type": "object", "properties": {"code": {"pattern": "^(a+)+$"}}},
+        {"code": "a" * 1000 + "!"},
+        "good",
+    )
+    async with asyncio.timeout(5):
+        with pytest.raises(StepFailed, match="does not allow: code"):
+            await run(calling(odd.url, "weigh"), running(clients))
+
+
+@pytest.mark.parametrize(
+    "promised",
+    [
+        {"pattern": "(?=a)"},
+        {"$ref": "http://127.0.0.1:9/schema"},
+        {"properties": {"pounds": {"type": "weight"}}},
+        {"$schema": "http://example.com/mine"},
+    ],
+)
+async def test_answers_are_not_checked_by_a_schema_that_cannot_be_used(odd: OddServer, clients: Clients, promised: Any):
+    odd.promised, odd.answer = POUNDS | promised, "good"
+    assert await run(calling(odd.url, "weigh"), running(clients)) == {"kilograms": 7}
+
+
+async def test_a_tool_with_an_output_schema_must_answer_a_value(odd: OddServer, clients: Clients):
+    odd.found, odd.answer = None, "good"
+    with pytest.raises(StepFailed, match="has an output schema, and gave no structured content"):
+        await run(calling(odd.url, "weigh"), running(clients))
 
 
 async def test_an_answer_as_an_event_is_an_answer(odd: OddServer, clients: Clients):

@@ -35,7 +35,7 @@ def compile_mcp(tool: Tool, compiling: Compiling) -> Any:
         except ValidationError as error:
             raise StepError(f"{who}: its MCP server did not answer as MCP does: {error.error_count()} errors") from None
         except RuntimeError as error:
-            # What the library raises when an answer is not what the tool's output schema, or the protocol, promises.
+            # Of the library, when an answer is not as the protocol has it, and BrokenPromiseError.
             raise StepError(f"{who}: {compiling.excerpt(str(error).splitlines()[0])}") from None
         return _answer(who, result, compiling)
 

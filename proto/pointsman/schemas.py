@@ -37,8 +37,12 @@ class Schema:
 
 
 def compile_schema(struct: Struct) -> Schema:
-    """Raises jsonschema_rs.ValidationError or ValueError, with the reason, when it is no schema or refers to what is not in it."""
-    source = from_struct(struct)
+    """Raises ValueError, with the reason, when it is no schema or refers to what is not in it."""
+    return compile_source(from_struct(struct))
+
+
+def compile_source(source: dict[str, Any]) -> Schema:
+    """The same of a plain value. Raises as compile_schema."""
     validator = jsonschema_rs.validator_for(source, offline=True, pattern_options=jsonschema_rs.RegexOptions())
     return Schema(source, validator)
 
