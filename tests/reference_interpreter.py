@@ -6,6 +6,7 @@ A pipeline is plain data as in a person's YAML, but for this: expressions are th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -63,13 +64,14 @@ class Done:
 
 
 class Interpreter:
-    """One trigger. `record` has (step, outcome, attempts), in the order written."""
+    """One trigger, whose caller leaves after so many seconds. `record` has (step, outcome, attempts), in the order written."""
 
-    def __init__(self, given: Values, seconds: float) -> None:
+    def __init__(self, given: Values, seconds: float, leaves: float = math.inf) -> None:
         self.record: list[tuple[str, str, int]] = []
         self.values: Values = {"input": given, "steps": {}, "environment": "staging", "release": "v1"}
         self.now = 0.0
         self.trigger_ends = seconds
+        self.leaves = leaves
         self.last: Any = None
 
     def pipeline(self, pipeline: Values) -> Any:
@@ -83,7 +85,9 @@ class Interpreter:
             else:
                 for step in stage["steps"]:
                     done = self.step(stage["name"], step, self.values)
-                    self.take(step, done, done.time)
+                    self.take(step, done, min(done.time, self.leaves))
+                    if done.time > self.leaves:
+                        raise Ended("CANCELLED")
                     if done.ended:
                         raise done.ended
         if "output" not in pipeline:
@@ -96,7 +100,9 @@ class Interpreter:
         dones = [self.step(stage["name"], step, before) for step in stage["steps"]]
         ends = min((done.time for done in dones if done.ended), default=max(done.time for done in dones))
         for step, done in zip(stage["steps"], dones, strict=True):
-            self.take(step, done, ends)
+            self.take(step, done, min(ends, self.leaves))
+        if ends > self.leaves:
+            raise Ended("CANCELLED")
         failures = [done.ended for done in dones if done.ended and done.time == ends]
         if failures:
             raise ExceptionGroup("any of these", failures)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
+from collections.abc import Coroutine
 from typing import Any
 
 from google.protobuf import json_format
@@ -20,7 +23,7 @@ from tests.test_pipeline import digest_of
 
 NEVER = 1e9
 # What comes of step 3 ends in .0003 s, so that no two things happen at the same moment but for those that must.
-OWN_MOMENT, OWN_TIMEOUT, OWN_DEADLINE = 0.0001, 0.00003, 0.000005
+OWN_MOMENT, OWN_TIMEOUT, OWN_DEADLINE, OWN_LEAVING = 0.0001, 0.00003, 0.000005, 0.000002
 
 
 # Most of them such that the pipeline goes on: there is more to be seen then.
@@ -80,6 +83,17 @@ def as_config(pipeline: dict[str, Any]) -> AppConfig:
     return json_format.ParseDict(config, AppConfig())
 
 
+async def until(leaves: float, work: Coroutine[Any, Any, Any]) -> Any:
+    """What comes of it when its caller leaves after so many seconds."""
+    task = asyncio.create_task(work)
+    if math.isfinite(leaves):
+        asyncio.get_running_loop().call_later(leaves, task.cancel)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        return Ended("CANCELLED")
+
+
 async def by_the_runner(pipeline: dict[str, Any], running: Run) -> Any:
     snapshot = as_config(pipeline).SerializeToString(deterministic=True)
     endpoint = compile_release(digest_of(snapshot), snapshot, Secrets(environment={})).endpoints["e"]
@@ -116,11 +130,11 @@ def told(events: list[Event], name: str, *more: str) -> list[Any]:
 
 
 @settings(max_examples=1000)
-@given(pipelines(), st.integers(0, 3), st.sampled_from([60.0, 0.4, 2.5]))
-def test_the_runner_does_what_the_reference_does(pipeline: dict[str, Any], n: int, seconds: float) -> None:
-    seconds += OWN_DEADLINE
-    note(f"{pipeline} with n = {n} in {seconds} s")
-    interpreter = Interpreter({"n": n}, seconds)
+@given(pipelines(), st.integers(0, 3), st.sampled_from([60.0, 0.4, 2.5]), st.sampled_from([math.inf, math.inf, 0.03, 0.35, 3.0]))
+def test_the_runner_does_what_the_reference_does(pipeline: dict[str, Any], n: int, seconds: float, leaves: float) -> None:
+    seconds, leaves = seconds + OWN_DEADLINE, leaves + OWN_LEAVING
+    note(f"{pipeline} with n = {n} in {seconds} s, its caller leaves after {leaves} s")
+    interpreter = Interpreter({"n": n}, seconds, leaves)
     expected = by_the_reference(pipeline, interpreter)
     clock = ClockThatNeverWaits()
     answers = {step["name"]: step["answers"] for stage in pipeline["stages"] for step in stage["steps"] if "answers" in step}
@@ -128,7 +142,7 @@ def test_the_runner_does_what_the_reference_does(pipeline: dict[str, Any], n: in
     events: list[Event] = []
     running = Run(trigger, clients_of(ScriptedTools(answers)), emit=events.append, jitter=lambda _low, high: high)
     with clock.running() as runner:
-        found = runner.run(by_the_runner(pipeline, running))
+        found = runner.run(until(leaves, by_the_runner(pipeline, running)))
     recorded = [(record.name, record.outcome, record.attempts) for record in running.steps]
     assert (found in expected, sorted(recorded)) == (True, sorted(interpreter.record)), (found, expected)
     # Those who listen are told the same, of every step that was begun.
