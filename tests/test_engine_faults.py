@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 
+from data_plane.lookup import Asked
 from data_plane.steps.tool_http import _HttpCall
+from pointsman.errors import StepTimeout
 from pointsman.v1.config_pb2 import AppConfig
 from tests.eventually import eventually
 from tests.raw_upstream import RawUpstream, answer, chunked, raw_upstream
@@ -182,6 +184,30 @@ async def test_what_hangs_ends_at_its_timeout_and_is_let_go(faulty: Faulty) -> N
         hanging = (faulty.failed("tool/hang"), faulty.failed("model/hang"), faulty.failed_stream("model/hang"))
         for found in await asyncio.gather(*hanging):
             check(found, f"longer than its timeout of {STEP_SECONDS} s", "STEP_TIMEOUT")
+    await eventually(lambda: faulty.upstream.connections == 0)
+
+
+TOO_LONG, OVER = "it took longer than its timeout of 0.2 s", "the time of the whole trigger was over"
+
+
+@pytest.mark.parametrize(
+    ("step", "endpoint", "caller", "says"),
+    [(0.2, 5.0, 5.0, TOO_LONG), (5.0, 0.2, 5.0, OVER), (5.0, 5.0, 0.2, OVER), (0.2, 5.0, None, TOO_LONG), (5.0, 5.0, 0.0, OVER)],
+)
+async def test_the_shortest_of_the_times_of_step_endpoint_and_caller_counts(
+    faulty: Faulty, step: float, endpoint: float, caller: float | None, says: str
+) -> None:
+    one = {"name": "it", "timeout": f"{step}s", "tool_call": {"tool": "hang"}, "continue_on_error": says is OVER}
+    app = {
+        "endpoints": [{"name": "e", "pipeline": "p", "timeout": f"{endpoint}s"}],
+        "pipelines": [{"name": "p", "stages": [{"name": "ask", "steps": [one]}]}],
+        "tools": [{"name": "hang", "http": {"url": f"{faulty.upstream.url}/hang"}}],
+    }
+    await faulty.door.bind(8, ("shop", "production", "v2"), config=json_format.ParseDict(app, AppConfig()))
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        with pytest.raises(StepTimeout, match=says) as failed:
+            await faulty.door.gateway.trigger(Asked(app="shop", endpoint="e", input={}, seconds_left=caller))
+    assert (failed.value.metadata["stage"], failed.value.metadata["step"]) == ("ask", "it")
     await eventually(lambda: faulty.upstream.connections == 0)
 
 

@@ -17,6 +17,7 @@ from pointsman.v1 import trigger_pb2, trigger_pb2_grpc
 from pointsman.v1.config_pb2 import AppConfig
 from pointsman.values import to_struct
 from tests.eventually import eventually
+from tests.raw_upstream import raw_upstream
 from tests.test_http_door import Door, bare
 
 __all__ = ["bare"]
@@ -184,3 +185,21 @@ async def test_leaving_over_grpc_ends_the_work_too(door, stub):
     await eventually(lambda: door.upstream.hanging == 1)
     call.cancel()
     await eventually(lambda: door.upstream.hanging == 0 and door.gateway.in_flight == 0, 1.0)
+
+
+async def all_of(events: Any) -> list[Any]:
+    return [event async for event in events]
+
+
+async def test_a_deadline_over_grpc_ends_the_work_too(door, stub):
+    async with raw_upstream() as upstream:
+        await door.bind(8, ("shop", "production", "v2"), config=chatting(upstream.url + "/hang"))
+        for call in (
+            lambda: stub.Trigger(trigger_pb2.TriggerRequest(endpoint="chat"), timeout=0.5),
+            lambda: all_of(stub.TriggerStream(trigger_pb2.TriggerStreamRequest(endpoint="chat"), timeout=0.5)),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as late:
+                await call()
+            assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            await eventually(lambda: upstream.connections == 0 and door.gateway.in_flight == 0, 1.0)
+        assert upstream.requests == 2
