@@ -48,21 +48,24 @@ def output_delta(step: str, text: str) -> Event:
 
 
 class Events:
-    """A queue with one reader. When it is slow, text of one step that waits beside other text becomes one event."""
+    """A queue with one reader. When it is slow, the pieces of a step's text become one event, as long as only text comes between them."""
 
     def __init__(self) -> None:
         self._waiting: list[Event] = []
-        self._more: list[str] = []
-        """Text that goes on with that of the last event that waits."""
+        self._more: dict[str, tuple[Event, list[str]]] = {}
+        """By step, an event that waits, and text that goes on with it."""
         self._reader: asyncio.Future[None] | None = None
 
     def put(self, event: Event) -> None:
         """Never waits."""
-        last = self._waiting[-1] if len(self._waiting) > JOIN_DELTAS_BEYOND else None
-        if last is not None and last.name == event.name == "output_delta" and last.data["step"] == event.data["step"]:
-            self._more.append(event.data["text"])
-        else:
+        if event.name != "output_delta":
             self._join()
+            self._waiting.append(event)
+        elif (known := self._more.get(event.data["step"])) is not None:
+            known[1].append(event.data["text"])
+        else:
+            if len(self._waiting) > JOIN_DELTAS_BEYOND:
+                self._more[event.data["step"]] = (event, [event.data["text"]])
             self._waiting.append(event)
         self._wake()
 
@@ -86,9 +89,9 @@ class Events:
         return bool(self._waiting)
 
     def _join(self) -> None:
-        if self._more:
-            self._waiting[-1].data["text"] += "".join(self._more)
-            self._more = []
+        for event, parts in self._more.values():
+            event.data["text"] = "".join(parts)
+        self._more.clear()
 
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():

@@ -141,6 +141,24 @@ async def test_a_slow_reader_gets_all_the_text_in_fewer_events():
     assert "".join(event.data["text"] for event in found[:-1]) == "".join(f"{number}," for number in range(10_000))
 
 
+async def test_text_of_several_steps_at_once_is_joined_too_and_never_across_other_events():
+    events = Events()
+    for turn in range(3):
+        for number in range(2000):
+            for step in ("one", "two"):
+                events.put(output_delta(step, f"{turn}.{number},"))
+        events.put(Event("step_started", {"step": str(turn)}))
+    found = await events.take()
+    assert len(found) <= JOIN_DELTAS_BEYOND + 10
+    starts = [index for index, event in enumerate(found) if event.name == "step_started"]
+    for turn, (begin, end) in enumerate(zip([-1, *starts], starts, strict=False)):
+        for step in ("one", "two"):
+            text = "".join(event.data["text"] for event in found[begin + 1 : end] if event.data["step"] == step)
+            assert text == "".join(f"{turn}.{number}," for number in range(2000))
+    events.put(output_delta("one", "at once"))
+    assert (await events.take())[0].data["text"] == "at once"
+
+
 @pytest.fixture
 async def stub(door):
     server = GrpcServer()
