@@ -6,16 +6,21 @@ from typing import Any
 
 import pytest
 from google.protobuf import json_format
+from google.protobuf.struct_pb2 import Struct
 
+from data_plane.steps import COMPILERS
 from pointsman.rules import PATTERNS, check_config, check_request
 from pointsman.v1.apps_pb2 import UpdateDraftRequest
-from pointsman.v1.config_pb2 import AppConfig
+from pointsman.v1.config_pb2 import AppConfig, Step
 from pointsman.v1.deployments_pb2 import DeployManyRequest, DeployRequest
 from pointsman.v1.gateways_pb2 import SyncRequest
+from pointsman.v1.holds_pb2 import Holds
 from pointsman.v1.releases_pb2 import CreateReleaseRequest
 from tests.sample_apps import marked
 
-PROTOS = Path(__file__).parent.parent / "proto" / "pointsman"
+ROOT = Path(__file__).parent.parent
+PROTOS = ROOT / "proto" / "pointsman"
+REFERENCE = ROOT / "data_plane" / "PIPELINES.md"
 
 
 def config(**parts: Any) -> AppConfig:
@@ -286,3 +291,39 @@ def test_times_inside_a_config_are_looked_at_with_their_path():
     assert [v.field for v in check_config(config)] == ["pipelines[0].stages[0].steps[0].timeout"]
     request = CreateReleaseRequest(app="shop", tag="v1", config=config)
     assert [v.field for v in check_request(request)] == ["pipelines[0].stages[0].steps[0].timeout"]
+
+
+KINDS = list(Step.DESCRIPTOR.oneofs_by_name["kind"].fields)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_kind_of_step_is_known_wherever_it_must_be(kind):
+    assert kind.name in COMPILERS
+    assert f"\n## {kind.message_type.name}\n" in REFERENCE.read_text()
+    texts = [one for one in kind.message_type.fields if one.type == one.TYPE_STRING or one.message_type is Struct.DESCRIPTOR]
+    silent = [one.name for one in texts if not one.GetOptions().Extensions[Holds.kind]]
+    assert silent == [], "say in config.proto what they hold"
+
+
+WRONG = {
+    Holds.EXPRESSION: ("1 +", "Syntax error"),
+    Holds.TEMPLATE: ("{{ nope }}", "unknown variable 'nope'"),
+    Holds.TOOL: ("nobody", "there is no tool 'nobody'"),
+    Holds.MODEL: ("nobody", "there is no model 'nobody'"),
+    Holds.JSON_SCHEMA: ({"type": "nothing"}, "is not a JSON Schema that can be used here"),
+}
+
+
+@pytest.mark.parametrize("field", [field for kind in KINDS for field in kind.message_type.fields], ids=lambda field: field.full_name)
+def test_what_a_field_holds_is_checked(field):
+    kind = next(kind for kind in KINDS if kind.message_type is field.containing_type)
+    holds = field.GetOptions().Extensions[Holds.kind]
+    if not holds:
+        assert field.type != field.TYPE_STRING
+        return
+    wrong, says = WRONG[holds]
+    step = {"name": "a", kind.name: {field.name: ["known", wrong] if field.is_repeated else wrong}}
+    stages = [{"name": "s", "steps": [step]}]
+    found = told(config(pipelines=[{"name": "p", "stages": stages}], tools=[{"name": "known", "http": {"url": "http://x"}}]))
+    at = f"pipelines[0].stages[0].steps[0].{kind.name}.{field.name}" + ("[1]" if field.is_repeated else "")
+    assert [path.startswith(at) for path, description in found.items() if says in description] == [True]

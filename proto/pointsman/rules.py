@@ -21,6 +21,7 @@ from pointsman.expressions import TOOL_VARIABLES, VARIABLES, ExpressionError, co
 from pointsman.sound_requests import SoundRequests
 from pointsman.upstreams import HEADER_NAME, SECRET_MISPLACED, SECRET_QUOTED, SECRET_REFERENCE, SECRET_START, with_secrets
 from pointsman.v1.config_pb2 import AppConfig, Endpoint, Pipeline, Step, Tool
+from pointsman.v1.holds_pb2 import Holds
 
 MIB = 1024 * 1024
 MAX_SNAPSHOT_BYTES = 8 * MIB
@@ -243,23 +244,30 @@ def _pipeline(path: str, pipeline: Pipeline, names: _Names) -> Iterator[Violatio
 
 def _step(path: str, step: Step, names: _Names, seen: set[str], all_steps: set[str]) -> Iterator[Violation]:
     yield from _expression(f"{path}.when", step.when, seen, all_steps)
-    match step.WhichOneof("kind"):
-        case "transform":
-            yield from _expression(f"{path}.transform.expression", step.transform.expression, seen, all_steps)
-        case "tool_call":
-            yield from _reference(f"{path}.tool_call.tool", step.tool_call.tool, names.tools, "tool")
-            yield from _steps_by_tool(f"{path}.tool_call.tool", step.tool_call.tool, names, seen, all_steps)
-            yield from _expression(f"{path}.tool_call.arguments", step.tool_call.arguments, seen, all_steps)
-        case "inference":
-            inference = step.inference
-            yield from _reference(f"{path}.inference.model", inference.model, names.models, "model")
-            for index, tool in enumerate(inference.tools):
-                yield from _reference(f"{path}.inference.tools[{index}]", tool, names.tools, "tool")
-                yield from _steps_by_tool(f"{path}.inference.tools[{index}]", tool, names, seen, all_steps)
-            for field in ("system", "prompt"):
-                yield from _template(f"{path}.inference.{field}", getattr(inference, field), VARIABLES, seen, all_steps)
-            if inference.HasField("response_schema"):
-                yield from _schema(f"{path}.inference.response_schema", inference.response_schema)
+    kind = step.WhichOneof("kind")
+    if kind is None:
+        return
+    message = getattr(step, kind)
+    for field, value in message.ListFields():
+        at, holds = f"{path}.{kind}.{field.name}", field.GetOptions().Extensions[Holds.kind]
+        if holds == Holds.JSON_SCHEMA:
+            yield from _schema(at, value)
+        for index, text in enumerate(value) if field.is_repeated else [(None, value)]:
+            yield from _held(at if index is None else f"{at}[{index}]", text, holds, names, seen, all_steps)
+
+
+def _held(path: str, text: str, holds: int, names: _Names, seen: set[str], all_steps: set[str]) -> Iterator[Violation]:
+    """What is wrong with a text of a step, by what its field is said to hold (holds.proto)."""
+    match holds:
+        case Holds.EXPRESSION:
+            yield from _expression(path, text, seen, all_steps)
+        case Holds.TEMPLATE:
+            yield from _template(path, text, VARIABLES, seen, all_steps)
+        case Holds.MODEL:
+            yield from _reference(path, text, names.models, "model")
+        case Holds.TOOL:
+            yield from _reference(path, text, names.tools, "tool")
+            yield from _steps_by_tool(path, text, names, seen, all_steps)
 
 
 def _tool(path: str, tool: Tool) -> Iterator[Violation]:

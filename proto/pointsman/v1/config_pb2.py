@@ -25,9 +25,10 @@ _sym_db = _symbol_database.Default()
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
+from pointsman.v1 import holds_pb2 as pointsman_dot_v1_dot_holds__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19pointsman/v1/config.proto\x12\x0cpointsman.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xd4\x01\n\tAppConfig\x12\x34\n\tendpoints\x18\x01 \x03(\x0b\x32\x16.pointsman.v1.EndpointB\t\xbaH\x06\x92\x01\x03\x10\xc8\x01\x12\x34\n\tpipelines\x18\x02 \x03(\x0b\x32\x16.pointsman.v1.PipelineB\t\xbaH\x06\x92\x01\x03\x10\xc8\x01\x12,\n\x05tools\x18\x03 \x03(\x0b\x32\x12.pointsman.v1.ToolB\t\xbaH\x06\x92\x01\x03\x10\xc8\x01\x12-\n\x06models\x18\x04 \x03(\x0b\x32\x13.pointsman.v1.ModelB\x08\xbaH\x05\x92\x01\x02\x10\x32\"\xdb\x02\n\x08\x45ndpoint\x12\x38\n\x04name\x18\x01 \x01(\tB*\xbaH\'r%2#^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$\x12\x43\n\x04path\x18\x02 \x01(\tB5\xbaH2r-\x18\x80\x02\x32(^/?[A-Za-z0-9_.~-]+(/[A-Za-z0-9_.~-]+)*$\xd8\x01\x01\x12\"\n\x06method\x18\x03 \x01(\tB\x12\xbaH\x0fr\rR\x00R\x04POSTR\x03GET\x12\x19\n\x08pipeline\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12-\n\x0cinput_schema\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\x12=\n\x07timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\x0b\"\x03\x08\x90\x1c\x32\x04\x10\xc0\x84=\x12#\n\x0fmax_concurrency\x18\x07 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x90N(\x00\"\xb0\x01\n\x08Pipeline\x12:\n\x04name\x18\x01 \x01(\tB,\xbaH)r\'2%^[A-Za-z0-9_][A-Za-z0-9 _./-]{0,127}$\x12\x1d\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 \x12/\n\x06stages\x18\x03 \x03(\x0b\x32\x13.pointsman.v1.StageB\n\xbaH\x07\x92\x01\x04\x08\x01\x10\x32\x12\x18\n\x06output\x18\x04 \x01(\tB\x08\xbaH\x05r\x03(\x80@\"\x97\x02\n\x05Stage\x12:\n\x04name\x18\x01 \x01(\tB,\xbaH)r\'2%^[A-Za-z0-9_][A-Za-z0-9 _./-]{0,127}$\x12\x1d\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 \x12\x30\n\x04mode\x18\x03 \x01(\x0e\x32\x18.pointsman.v1.Stage.ModeB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x16\n\x04gate\x18\x04 \x01(\tB\x08\xbaH\x05r\x03(\x80@\x12-\n\x05steps\x18\x05 \x03(\x0b\x32\x12.pointsman.v1.StepB\n\xbaH\x07\x92\x01\x04\x08\x01\x10\x32\":\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x0e\n\nSEQUENTIAL\x10\x01\x12\x0c\n\x08PARALLEL\x10\x02\"\x84\x03\n\x04Step\x12\x33\n\x04name\x18\x01 \x01(\tB%\xbaH\"r 2\x1e^[A-Za-z_][A-Za-z0-9_-]{0,63}$\x12\x1d\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 \x12=\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\x0b\"\x03\x08\x90\x1c\x32\x04\x10\xc0\x84=\x12\x1e\n\x0bmax_retries\x18\x04 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\n(\x00\x12\x16\n\x04when\x18\x05 \x01(\tB\x08\xbaH\x05r\x03(\x80@\x12\x19\n\x11\x63ontinue_on_error\x18\x06 \x01(\x08\x12,\n\tinference\x18\n \x01(\x0b\x32\x17.pointsman.v1.InferenceH\x00\x12+\n\ttool_call\x18\x0b \x01(\x0b\x32\x16.pointsman.v1.ToolCallH\x00\x12,\n\ttransform\x18\x0c \x01(\x0b\x32\x17.pointsman.v1.TransformH\x00\x42\r\n\x04kind\x12\x05\xbaH\x02\x08\x01\"\xc0\x02\n\tInference\x12\x16\n\x05model\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x19\n\x06system\x18\x02 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x10\x12\x19\n\x06prompt\x18\x03 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x10\x12\x31\n\x0btemperature\x18\x04 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\x00@)\x00\x00\x00\x00\x00\x00\x00\x00H\x00\x88\x01\x01\x12$\n\nmax_tokens\x18\x05 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xc0\x84=(\x01H\x01\x88\x01\x01\x12\x18\n\x05tools\x18\x06 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\xc8\x01\x12!\n\x0emax_tool_calls\x18\x07 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x00\x12\x30\n\x0fresponse_schema\x18\x08 \x01(\x0b\x32\x17.google.protobuf.StructB\x0e\n\x0c_temperatureB\r\n\x0b_max_tokens\">\n\x08ToolCall\x12\x15\n\x04tool\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x1b\n\targuments\x18\x02 \x01(\tB\x08\xbaH\x05r\x03(\x80@\"+\n\tTransform\x12\x1e\n\nexpression\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80@\"\xf1\x01\n\x04Tool\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{1,64}$\x12\x1d\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 \x12-\n\x0cinput_schema\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x12\n\nretry_safe\x18\x04 \x01(\x08\x12&\n\x04http\x18\n \x01(\x0b\x32\x16.pointsman.v1.HttpToolH\x00\x12$\n\x03mcp\x18\x0b \x01(\x0b\x32\x15.pointsman.v1.McpToolH\x00\x42\r\n\x04kind\x12\x05\xbaH\x02\x08\x01\"\x94\x02\n\x08HttpTool\x12<\n\x06method\x18\x01 \x01(\tB,\xbaH)r\'R\x00R\x03GETR\x04HEADR\x04POSTR\x03PUTR\x05PATCHR\x06\x44\x45LETE\x12\x18\n\x03url\x18\x02 \x01(\tB\x0b\xbaH\x08r\x06\x10\x01(\x80\x80\x10\x12g\n\x07headers\x18\x03 \x03(\x0b\x32#.pointsman.v1.HttpTool.HeadersEntryB1\xbaH.\x9a\x01+\x10@\"\'r%2#^[A-Za-z0-9!#$%&\'*+.^_`|~-]{1,256}$\x12\x17\n\x04\x62ody\x18\x04 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x10\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa9\x01\n\x07McpTool\x12\x17\n\x03url\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80@\x12\x16\n\x04tool\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12=\n\x07headers\x18\x03 \x03(\x0b\x32\".pointsman.v1.McpTool.HeadersEntryB\x08\xbaH\x05\x9a\x01\x02\x10@\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"z\n\x05Model\x12\x39\n\x04name\x18\x01 \x01(\tB+\xbaH(r&2$^[A-Za-z0-9][A-Za-z0-9:_./-]{0,127}$\x12\x36\n\x07targets\x18\x02 \x03(\x0b\x32\x19.pointsman.v1.ModelTargetB\n\xbaH\x07\x92\x01\x04\x08\x01\x10\n\"\xf7\x02\n\x0bModelTarget\x12\x1c\n\x08\x62\x61se_url\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80@\x12\x17\n\x05model\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\xbd\x01\n\x07\x61pi_key\x18\x03 \x01(\tB\xab\x01\xbaH\xa7\x01\xba\x01\xa0\x01\n\x18\x61pi_key.secret_reference\x12Mmust be a secret reference such as ${secret:OPENAI_KEY}, never the key itself\x1a\x35this.matches(\'^[$][{]secret:[A-Za-z0-9_]{1,128}[}]$\')\xd8\x01\x01\x12\x41\n\x07headers\x18\x04 \x03(\x0b\x32&.pointsman.v1.ModelTarget.HeadersEntryB\x08\xbaH\x05\x9a\x01\x02\x10@\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19pointsman/v1/config.proto\x12\x0cpointsman.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x18pointsman/v1/holds.proto\"\xd4\x01\n\tAppConfig\x12\x34\n\tendpoints\x18\x01 \x03(\x0b\x32\x16.pointsman.v1.EndpointB\t\xbaH\x06\x92\x01\x03\x10\xc8\x01\x12\x34\n\tpipelines\x18\x02 \x03(\x0b\x32\x16.pointsman.v1.PipelineB\t\xbaH\x06\x92\x01\x03\x10\xc8\x01\x12,\n\x05tools\x18\x03 \x03(\x0b\x32\x12.pointsman.v1.ToolB\t\xbaH\x06\x92\x01\x03\x10\xc8\x01\x12-\n\x06models\x18\x04 \x03(\x0b\x32\x13.pointsman.v1.ModelB\x08\xbaH\x05\x92\x01\x02\x10\x32\"\xdb\x02\n\x08\x45ndpoint\x12\x38\n\x04name\x18\x01 \x01(\tB*\xbaH\'r%2#^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$\x12\x43\n\x04path\x18\x02 \x01(\tB5\xbaH2r-\x18\x80\x02\x32(^/?[A-Za-z0-9_.~-]+(/[A-Za-z0-9_.~-]+)*$\xd8\x01\x01\x12\"\n\x06method\x18\x03 \x01(\tB\x12\xbaH\x0fr\rR\x00R\x04POSTR\x03GET\x12\x19\n\x08pipeline\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12-\n\x0cinput_schema\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\x12=\n\x07timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\x0b\"\x03\x08\x90\x1c\x32\x04\x10\xc0\x84=\x12#\n\x0fmax_concurrency\x18\x07 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x90N(\x00\"\xb0\x01\n\x08Pipeline\x12:\n\x04name\x18\x01 \x01(\tB,\xbaH)r\'2%^[A-Za-z0-9_][A-Za-z0-9 _./-]{0,127}$\x12\x1d\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 \x12/\n\x06stages\x18\x03 \x03(\x0b\x32\x13.pointsman.v1.StageB\n\xbaH\x07\x92\x01\x04\x08\x01\x10\x32\x12\x18\n\x06output\x18\x04 \x01(\tB\x08\xbaH\x05r\x03(\x80@\"\x97\x02\n\x05Stage\x12:\n\x04name\x18\x01 \x01(\tB,\xbaH)r\'2%^[A-Za-z0-9_][A-Za-z0-9 _./-]{0,127}$\x12\x1d\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 \x12\x30\n\x04mode\x18\x03 \x01(\x0e\x32\x18.pointsman.v1.Stage.ModeB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x16\n\x04gate\x18\x04 \x01(\tB\x08\xbaH\x05r\x03(\x80@\x12-\n\x05steps\x18\x05 \x03(\x0b\x32\x12.pointsman.v1.StepB\n\xbaH\x07\x92\x01\x04\x08\x01\x10\x32\":\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x0e\n\nSEQUENTIAL\x10\x01\x12\x0c\n\x08PARALLEL\x10\x02\"\x84\x03\n\x04Step\x12\x33\n\x04name\x18\x01 \x01(\tB%\xbaH\"r 2\x1e^[A-Za-z_][A-Za-z0-9_-]{0,63}$\x12\x1d\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 \x12=\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\x0b\"\x03\x08\x90\x1c\x32\x04\x10\xc0\x84=\x12\x1e\n\x0bmax_retries\x18\x04 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\n(\x00\x12\x16\n\x04when\x18\x05 \x01(\tB\x08\xbaH\x05r\x03(\x80@\x12\x19\n\x11\x63ontinue_on_error\x18\x06 \x01(\x08\x12,\n\tinference\x18\n \x01(\x0b\x32\x17.pointsman.v1.InferenceH\x00\x12+\n\ttool_call\x18\x0b \x01(\x0b\x32\x16.pointsman.v1.ToolCallH\x00\x12,\n\ttransform\x18\x0c \x01(\x0b\x32\x17.pointsman.v1.TransformH\x00\x42\r\n\x04kind\x12\x05\xbaH\x02\x08\x01\"\xd6\x02\n\tInference\x12\x1a\n\x05model\x18\x01 \x01(\tB\x0b\xbaH\x04r\x02\x10\x01\xa0\xe3\x18\x04\x12\x1d\n\x06system\x18\x02 \x01(\tB\r\xbaH\x06r\x04(\x80\x80\x10\xa0\xe3\x18\x02\x12\x1d\n\x06prompt\x18\x03 \x01(\tB\r\xbaH\x06r\x04(\x80\x80\x10\xa0\xe3\x18\x02\x12\x31\n\x0btemperature\x18\x04 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\x00@)\x00\x00\x00\x00\x00\x00\x00\x00H\x00\x88\x01\x01\x12$\n\nmax_tokens\x18\x05 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xc0\x84=(\x01H\x01\x88\x01\x01\x12\x1c\n\x05tools\x18\x06 \x03(\tB\r\xbaH\x06\x92\x01\x03\x10\xc8\x01\xa0\xe3\x18\x03\x12!\n\x0emax_tool_calls\x18\x07 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x00\x12\x36\n\x0fresponse_schema\x18\x08 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\xa0\xe3\x18\x05\x42\x0e\n\x0c_temperatureB\r\n\x0b_max_tokens\"F\n\x08ToolCall\x12\x19\n\x04tool\x18\x01 \x01(\tB\x0b\xbaH\x04r\x02\x10\x01\xa0\xe3\x18\x03\x12\x1f\n\targuments\x18\x02 \x01(\tB\x0c\xbaH\x05r\x03(\x80@\xa0\xe3\x18\x01\"/\n\tTransform\x12\"\n\nexpression\x18\x01 \x01(\tB\x0e\xbaH\x07r\x05\x10\x01(\x80@\xa0\xe3\x18\x01\"\xf1\x01\n\x04Tool\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{1,64}$\x12\x1d\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 \x12-\n\x0cinput_schema\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x12\n\nretry_safe\x18\x04 \x01(\x08\x12&\n\x04http\x18\n \x01(\x0b\x32\x16.pointsman.v1.HttpToolH\x00\x12$\n\x03mcp\x18\x0b \x01(\x0b\x32\x15.pointsman.v1.McpToolH\x00\x42\r\n\x04kind\x12\x05\xbaH\x02\x08\x01\"\x94\x02\n\x08HttpTool\x12<\n\x06method\x18\x01 \x01(\tB,\xbaH)r\'R\x00R\x03GETR\x04HEADR\x04POSTR\x03PUTR\x05PATCHR\x06\x44\x45LETE\x12\x18\n\x03url\x18\x02 \x01(\tB\x0b\xbaH\x08r\x06\x10\x01(\x80\x80\x10\x12g\n\x07headers\x18\x03 \x03(\x0b\x32#.pointsman.v1.HttpTool.HeadersEntryB1\xbaH.\x9a\x01+\x10@\"\'r%2#^[A-Za-z0-9!#$%&\'*+.^_`|~-]{1,256}$\x12\x17\n\x04\x62ody\x18\x04 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x10\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa9\x01\n\x07McpTool\x12\x17\n\x03url\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80@\x12\x16\n\x04tool\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12=\n\x07headers\x18\x03 \x03(\x0b\x32\".pointsman.v1.McpTool.HeadersEntryB\x08\xbaH\x05\x9a\x01\x02\x10@\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"z\n\x05Model\x12\x39\n\x04name\x18\x01 \x01(\tB+\xbaH(r&2$^[A-Za-z0-9][A-Za-z0-9:_./-]{0,127}$\x12\x36\n\x07targets\x18\x02 \x03(\x0b\x32\x19.pointsman.v1.ModelTargetB\n\xbaH\x07\x92\x01\x04\x08\x01\x10\n\"\xf7\x02\n\x0bModelTarget\x12\x1c\n\x08\x62\x61se_url\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80@\x12\x17\n\x05model\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\xbd\x01\n\x07\x61pi_key\x18\x03 \x01(\tB\xab\x01\xbaH\xa7\x01\xba\x01\xa0\x01\n\x18\x61pi_key.secret_reference\x12Mmust be a secret reference such as ${secret:OPENAI_KEY}, never the key itself\x1a\x35this.matches(\'^[$][{]secret:[A-Za-z0-9_]{1,128}[}]$\')\xd8\x01\x01\x12\x41\n\x07headers\x18\x04 \x03(\x0b\x32&.pointsman.v1.ModelTarget.HeadersEntryB\x08\xbaH\x05\x9a\x01\x02\x10@\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -85,25 +86,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STEP'].fields_by_name['when']._loaded_options = None
   _globals['_STEP'].fields_by_name['when']._serialized_options = b'\272H\005r\003(\200@'
   _globals['_INFERENCE'].fields_by_name['model']._loaded_options = None
-  _globals['_INFERENCE'].fields_by_name['model']._serialized_options = b'\272H\004r\002\020\001'
+  _globals['_INFERENCE'].fields_by_name['model']._serialized_options = b'\272H\004r\002\020\001\240\343\030\004'
   _globals['_INFERENCE'].fields_by_name['system']._loaded_options = None
-  _globals['_INFERENCE'].fields_by_name['system']._serialized_options = b'\272H\006r\004(\200\200\020'
+  _globals['_INFERENCE'].fields_by_name['system']._serialized_options = b'\272H\006r\004(\200\200\020\240\343\030\002'
   _globals['_INFERENCE'].fields_by_name['prompt']._loaded_options = None
-  _globals['_INFERENCE'].fields_by_name['prompt']._serialized_options = b'\272H\006r\004(\200\200\020'
+  _globals['_INFERENCE'].fields_by_name['prompt']._serialized_options = b'\272H\006r\004(\200\200\020\240\343\030\002'
   _globals['_INFERENCE'].fields_by_name['temperature']._loaded_options = None
   _globals['_INFERENCE'].fields_by_name['temperature']._serialized_options = b'\272H\024\022\022\031\000\000\000\000\000\000\000@)\000\000\000\000\000\000\000\000'
   _globals['_INFERENCE'].fields_by_name['max_tokens']._loaded_options = None
   _globals['_INFERENCE'].fields_by_name['max_tokens']._serialized_options = b'\272H\010\032\006\030\300\204=(\001'
   _globals['_INFERENCE'].fields_by_name['tools']._loaded_options = None
-  _globals['_INFERENCE'].fields_by_name['tools']._serialized_options = b'\272H\006\222\001\003\020\310\001'
+  _globals['_INFERENCE'].fields_by_name['tools']._serialized_options = b'\272H\006\222\001\003\020\310\001\240\343\030\003'
   _globals['_INFERENCE'].fields_by_name['max_tool_calls']._loaded_options = None
   _globals['_INFERENCE'].fields_by_name['max_tool_calls']._serialized_options = b'\272H\006\032\004\030d(\000'
+  _globals['_INFERENCE'].fields_by_name['response_schema']._loaded_options = None
+  _globals['_INFERENCE'].fields_by_name['response_schema']._serialized_options = b'\240\343\030\005'
   _globals['_TOOLCALL'].fields_by_name['tool']._loaded_options = None
-  _globals['_TOOLCALL'].fields_by_name['tool']._serialized_options = b'\272H\004r\002\020\001'
+  _globals['_TOOLCALL'].fields_by_name['tool']._serialized_options = b'\272H\004r\002\020\001\240\343\030\003'
   _globals['_TOOLCALL'].fields_by_name['arguments']._loaded_options = None
-  _globals['_TOOLCALL'].fields_by_name['arguments']._serialized_options = b'\272H\005r\003(\200@'
+  _globals['_TOOLCALL'].fields_by_name['arguments']._serialized_options = b'\272H\005r\003(\200@\240\343\030\001'
   _globals['_TRANSFORM'].fields_by_name['expression']._loaded_options = None
-  _globals['_TRANSFORM'].fields_by_name['expression']._serialized_options = b'\272H\007r\005\020\001(\200@'
+  _globals['_TRANSFORM'].fields_by_name['expression']._serialized_options = b'\272H\007r\005\020\001(\200@\240\343\030\001'
   _globals['_TOOL'].oneofs_by_name['kind']._loaded_options = None
   _globals['_TOOL'].oneofs_by_name['kind']._serialized_options = b'\272H\002\010\001'
   _globals['_TOOL'].fields_by_name['name']._loaded_options = None
@@ -142,38 +145,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELTARGET'].fields_by_name['api_key']._serialized_options = b'\272H\247\001\272\001\240\001\n\030api_key.secret_reference\022Mmust be a secret reference such as ${secret:OPENAI_KEY}, never the key itself\0325this.matches(\'^[$][{]secret:[A-Za-z0-9_]{1,128}[}]$\')\330\001\001'
   _globals['_MODELTARGET'].fields_by_name['headers']._loaded_options = None
   _globals['_MODELTARGET'].fields_by_name['headers']._serialized_options = b'\272H\005\232\001\002\020@'
-  _globals['_APPCONFIG']._serialized_start=135
-  _globals['_APPCONFIG']._serialized_end=347
-  _globals['_ENDPOINT']._serialized_start=350
-  _globals['_ENDPOINT']._serialized_end=697
-  _globals['_PIPELINE']._serialized_start=700
-  _globals['_PIPELINE']._serialized_end=876
-  _globals['_STAGE']._serialized_start=879
-  _globals['_STAGE']._serialized_end=1158
-  _globals['_STAGE_MODE']._serialized_start=1100
-  _globals['_STAGE_MODE']._serialized_end=1158
-  _globals['_STEP']._serialized_start=1161
-  _globals['_STEP']._serialized_end=1549
-  _globals['_INFERENCE']._serialized_start=1552
-  _globals['_INFERENCE']._serialized_end=1872
-  _globals['_TOOLCALL']._serialized_start=1874
-  _globals['_TOOLCALL']._serialized_end=1936
-  _globals['_TRANSFORM']._serialized_start=1938
-  _globals['_TRANSFORM']._serialized_end=1981
-  _globals['_TOOL']._serialized_start=1984
-  _globals['_TOOL']._serialized_end=2225
-  _globals['_HTTPTOOL']._serialized_start=2228
-  _globals['_HTTPTOOL']._serialized_end=2504
-  _globals['_HTTPTOOL_HEADERSENTRY']._serialized_start=2458
-  _globals['_HTTPTOOL_HEADERSENTRY']._serialized_end=2504
-  _globals['_MCPTOOL']._serialized_start=2507
-  _globals['_MCPTOOL']._serialized_end=2676
-  _globals['_MCPTOOL_HEADERSENTRY']._serialized_start=2458
-  _globals['_MCPTOOL_HEADERSENTRY']._serialized_end=2504
-  _globals['_MODEL']._serialized_start=2678
-  _globals['_MODEL']._serialized_end=2800
-  _globals['_MODELTARGET']._serialized_start=2803
-  _globals['_MODELTARGET']._serialized_end=3178
-  _globals['_MODELTARGET_HEADERSENTRY']._serialized_start=2458
-  _globals['_MODELTARGET_HEADERSENTRY']._serialized_end=2504
+  _globals['_APPCONFIG']._serialized_start=161
+  _globals['_APPCONFIG']._serialized_end=373
+  _globals['_ENDPOINT']._serialized_start=376
+  _globals['_ENDPOINT']._serialized_end=723
+  _globals['_PIPELINE']._serialized_start=726
+  _globals['_PIPELINE']._serialized_end=902
+  _globals['_STAGE']._serialized_start=905
+  _globals['_STAGE']._serialized_end=1184
+  _globals['_STAGE_MODE']._serialized_start=1126
+  _globals['_STAGE_MODE']._serialized_end=1184
+  _globals['_STEP']._serialized_start=1187
+  _globals['_STEP']._serialized_end=1575
+  _globals['_INFERENCE']._serialized_start=1578
+  _globals['_INFERENCE']._serialized_end=1920
+  _globals['_TOOLCALL']._serialized_start=1922
+  _globals['_TOOLCALL']._serialized_end=1992
+  _globals['_TRANSFORM']._serialized_start=1994
+  _globals['_TRANSFORM']._serialized_end=2041
+  _globals['_TOOL']._serialized_start=2044
+  _globals['_TOOL']._serialized_end=2285
+  _globals['_HTTPTOOL']._serialized_start=2288
+  _globals['_HTTPTOOL']._serialized_end=2564
+  _globals['_HTTPTOOL_HEADERSENTRY']._serialized_start=2518
+  _globals['_HTTPTOOL_HEADERSENTRY']._serialized_end=2564
+  _globals['_MCPTOOL']._serialized_start=2567
+  _globals['_MCPTOOL']._serialized_end=2736
+  _globals['_MCPTOOL_HEADERSENTRY']._serialized_start=2518
+  _globals['_MCPTOOL_HEADERSENTRY']._serialized_end=2564
+  _globals['_MODEL']._serialized_start=2738
+  _globals['_MODEL']._serialized_end=2860
+  _globals['_MODELTARGET']._serialized_start=2863
+  _globals['_MODELTARGET']._serialized_end=3238
+  _globals['_MODELTARGET_HEADERSENTRY']._serialized_start=2518
+  _globals['_MODELTARGET_HEADERSENTRY']._serialized_end=2564
 # @@protoc_insertion_point(module_scope)
