@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 import time
 from collections.abc import AsyncIterator
@@ -39,6 +40,9 @@ ANSWERS = {
     "html_as_json": answer(b"<html>no</html>"),
     "no_http": b"220 smtp.example.com ready\r\n",
     "nothing": b"",
+    "redirect": answer(b"", status="302 Found\r\nlocation: /e500"),
+    "bomb": b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\n\r\n" + gzip.compress(b"x" * 100_000_000, 1),
+    "packed": b"HTTP/1.1 200 OK\r\ncontent-encoding: br\r\n\r\nxyz",
     "deep": answer(b"[" * 10_000 + b"]" * 10_000),
     "events_cut_in_a_line": chunked(HALF, b'data: {"choices": [{"index"', ends=False),
     "events_end_in_a_line": chunked(HALF, b'data: {"choices": [{"index"', ends=True),
@@ -54,6 +58,9 @@ TOOLS = {
     "html-as-json": "says that it answers JSON, but the answer is not JSON",
     "no-http": "cannot be reached",
     "nothing": "cannot be reached",
+    "redirect": "answered 302",
+    "bomb": "answered more than 4194304 bytes",
+    "packed": "answered in the encoding 'br'",
     "deep": "nested deeper than 32 levels",
     "endless": "answered more than 4194304 bytes",
 }
@@ -65,6 +72,9 @@ MODELS = {
     "html": "did not answer as the OpenAI API does",
     "no-http": "cannot be reached",
     "nothing": "cannot be reached",
+    "redirect": "answered 302",
+    "bomb": "answered more than 4194304 bytes",
+    "packed": "answered in the encoding 'br'",
     "deep": "did not answer as the OpenAI API does",
     "endless": "answered more than 4194304 bytes",
 }

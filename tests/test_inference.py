@@ -170,6 +170,17 @@ async def test_a_step_is_not_repeated_after_its_text_was_told(upstream: Scripted
     assert (told, upstream.completions) == (["Let me look. "], ["never"])
 
 
+async def test_a_stream_that_is_cut_before_any_text_was_told_is_asked_for_again(upstream: ScriptedUpstream, clients: Clients):
+    upstream.completions = ["<cut>", 503, "whole"]
+    streamed = running(clients)
+    streamed.emit = lambda _event: None
+    assert await run(asking_with(upstream, step={"max_retries": 2}), streamed) == "whole"
+    upstream.completions = ["half|<cut>", "never"]
+    with pytest.raises(StepFailed, match="cut before its end"):
+        await run(asking_with(upstream, step={"max_retries": 2}), streamed)
+    assert upstream.completions == ["never"]
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_a_refusal_fails_the_step(upstream: ScriptedUpstream, clients: Clients, streamed: bool):
     upstream.completions = [{"role": "assistant", "refusal": "I cannot help with that."}]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from google.protobuf import json_format
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, Response
 
 from data_plane.loaded import LoadedEndpoint, compile_release
 from data_plane.pipeline import Run, Trigger, run
@@ -141,6 +141,21 @@ async def test_an_upstream_that_repeats_its_key_does_not_tell_it_to_callers_nor_
     assert "[secret KEY]" in failed.value.message
     assert SECRET not in failed.value.message + repr(failed.value.metadata)
     assert SECRET not in repr(said)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sent", "text"),
+    [
+        ("text/plain; charset=ISO-8859-1", b"caf\xe9 \x80", "café €"),
+        ("text/html; charset=utf-8", "café".encode(), "café"),
+        ("text/plain", b"\xef\xbb\xbfcaf\xe9", "caf\ufffd"),
+        ("text/plain; charset=punycode", b"a-b", "a-b"),
+        ("text/plain; charset", b"a", "a"),
+    ],
+)
+async def test_text_is_read_as_it_says(upstream, clients, kind, sent, text):
+    upstream.script = {"GET /text": [Response(sent, headers={"content-type": kind})]}
+    assert await run(calling(upstream.url + "/text"), running(clients)) == text
 
 
 async def test_a_cookie_that_one_trigger_was_given_is_not_sent_by_the_next(upstream, clients):

@@ -1,5 +1,5 @@
-"""The kinds of steps, one file each. A new kind is one file here with its line in COMPILERS, one message in config.proto whose fields say
-what they hold (holds.proto), so that the rules of app files know them, and one section of PIPELINES.md; tests tell which of them is missing.
+"""The kinds of steps, one file each. A new kind is one file here, with its line in COMPILERS; one message in config.proto, whose fields
+say what they hold (holds.proto), so that app files are checked; and one section of PIPELINES.md. Tests tell what is missing.
 
 A file has a `compile_step(compiling, step)` that does once what can be done once and returns a Runner. A Runner that needs no
 waiting is a plain function; one that waits returns an awaitable. Either gives the step's output, a plain value.

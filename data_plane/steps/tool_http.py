@@ -16,6 +16,8 @@ from pointsman.v1.config_pb2 import HttpTool, Tool
 from pointsman.values import NUL_REFUSED, decode_json
 
 BODY_METHODS = frozenset({"POST", "PUT", "PATCH"})
+# What these names stand for on the web (the Encoding standard, section 4.2); all else is read as UTF-8.
+WESTERN = frozenset({"iso-8859-1", "latin1", "windows-1252"})
 
 
 def compile_http(tool: Tool, compiling: Compiling, *, retry_safe: bool) -> Any:
@@ -81,21 +83,20 @@ class _HttpCall:
 
     async def _answer(self, response: httpx2.Response, request: httpx2.Request) -> Any:
         body = await read_body(response, f"tool {self._name!r} at {_origin(request)}", retryable=self._retry_safe)
-        text = body.decode(errors="replace")
+        if response.is_success and "json" in response.headers.get("content-type", ""):
+            try:
+                return decode_json(body) if body else None
+            except ValueError as error:
+                raise StepError(f"tool {self._name!r} says that it answers JSON, but the answer {error}") from None
+        text = body.decode("cp1252" if response.charset_encoding in WESTERN else "utf-8", errors="replace")
         if not response.is_success:
             shown = f": {self._excerpt(text).strip()}" if text.strip() else ""
             retryable = self._retry_safe and response.status_code in RETRYABLE_STATUSES
-            after = retry_after(response)
             message = f"tool {self._name!r} answered {response.status_code}{shown}"
-            raise StepError(message, retryable=retryable, retry_after_seconds=after)
-        if "json" not in response.headers.get("content-type", ""):
-            if "\0" in text:
-                raise StepError(f"tool {self._name!r} answered text that {NUL_REFUSED}")
-            return text
-        try:
-            return decode_json(body) if body else None
-        except ValueError as error:
-            raise StepError(f"tool {self._name!r} says that it answers JSON, but the answer {error}") from None
+            raise StepError(message, retryable=retryable, retry_after_seconds=retry_after(response))
+        if "\0" in text:
+            raise StepError(f"tool {self._name!r} answered text that {NUL_REFUSED}")
+        return text
 
 
 def _climbs(url: str) -> bool:
