@@ -14,7 +14,7 @@ import structlog
 from pointsman.schemas import Schema, compile_source
 
 # Of a server that has always one more, no further ones are read.
-MAX_PAGES = 50
+MAX_PAGES = 10
 MAX_SHOWN = 3
 
 log = structlog.get_logger()
@@ -54,7 +54,7 @@ class Promises:
     async def _listed(self, tool: str) -> Schema | None:
         cursor = None
         for _ in range(MAX_PAGES):
-            page = await self._client.list_tools(cursor=cursor, cache_mode="refresh")
+            page = await self._client.list_tools(cursor=cursor, cache_mode="bypass")
             for listed in page.tools:
                 if listed.name == tool:
                     return await self._compiled(tool, listed.output_schema) if listed.output_schema is not None else None
