@@ -128,6 +128,23 @@ def test_places_in_json_that_is_indented_by_tabs(tmp_path, ending):
     ]
 
 
+def test_what_is_wrong_inside_a_list_of_a_schema_is_told_once_and_where_it_stands(tmp_path):
+    schema = "    input_schema:\n      required:\n      - a\n      - 5\n      allOf:\n      - {type: strin}\n      - 7\n"
+    assert told(tmp_path, ENDPOINT + schema + PIPELINE) == [
+        (7, 9, "endpoints[0].input_schema.required[1]"),
+        (9, 16, "endpoints[0].input_schema.allOf[0].type"),
+        (10, 9, "endpoints[0].input_schema.allOf[1]"),
+    ]
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("key", ["a" * 500_000 + "[", "[" * 500_000, "." * 500_000, '\\"]' * 100_000])
+def test_a_long_key_takes_no_long_time(tmp_path, key):
+    schema = f'    input_schema:\n      properties:\n        ? "{key}"\n        : {{required: [5], type: nothing}}\n'
+    found = read_text(tmp_path, ENDPOINT + schema + PIPELINE).violations
+    assert [(one.line, one.column) for one in found] == [(7, 23), (7, 33)]
+
+
 def test_what_follows_from_a_misspelt_name_is_not_told_too(tmp_path):
     assert told(tmp_path, "endpoints:\n  - name: chat\n    pipelin: chat\n" + PIPELINE) == [(3, 5, "endpoints[0].pipelin")]
 

@@ -6,7 +6,6 @@ Every violation is told at once, with its path, its line and its column.
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,7 +22,6 @@ from pointsman.v1.config_pb2 import AppConfig
 # Text is larger than its serialisation: quotes, indentation, comments.
 MAX_FILE_BYTES = 4 * MAX_SNAPSHOT_BYTES
 MAX_SHOWN_CHARS = 60
-_LAST_PART = re.compile(r'(\.?[^.\[]+|\[\d+\]|\["[^"]*"\])$')
 _WANTED = {
     FieldDescriptor.CPPTYPE_STRING: "text; put it in quotes",
     FieldDescriptor.CPPTYPE_INT32: "a whole number",
@@ -222,7 +220,9 @@ class _Reader:
 
     def _plain(self, path: str, node: Node) -> Any:
         if node.kind == "list":
-            return [self._plain(f"{path}[{index}]", item) for index, item in enumerate(node.items)]
+            items = {f"{path}[{index}]": item for index, item in enumerate(node.items)}
+            self._nodes |= items
+            return [self._plain(at, item) for at, item in items.items()]
         if node.kind == "mapping":
             names: dict[str, str] = {}
             return {key.text: self._plain(at, value) for key, value, at in self._entries(path, node, names)}
@@ -245,7 +245,9 @@ def _wanted(field: FieldDescriptor, node: Node) -> str:
 
 
 def _parent(path: str) -> str:
-    return _LAST_PART.sub("", path)
+    """Without its last part: `.name`, `[0]` or `["key"]`."""
+    begins = '["' if path.endswith('"]') else "[" if path.endswith("]") else "."
+    return path[: max(path.rfind(begins), 0)]
 
 
 def _is_part(path: str, whole: str) -> bool:
