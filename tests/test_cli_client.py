@@ -223,7 +223,8 @@ async def test_a_refusal_that_is_not_ours_is_told_by_its_code():
 
     async with serving(Scripted(Deploy=refuse)) as address:
         done = await cli(*DEPLOY, "--server", address)
-    assert (done.code, done.stderr) == (1, "UNIMPLEMENTED: who are you?\n")
+    remedy = f"{address} is no control plane, or one of an earlier version; --server names another."
+    assert (done.code, done.stderr) == (1, f"UNIMPLEMENTED: who are you? {remedy}\n")
 
 
 async def test_a_server_that_does_not_answer_in_time():
@@ -238,6 +239,18 @@ async def test_a_gateway_that_cannot_be_reached():
     done = await cli("trigger", "chat", "--gateway", "127.0.0.1:1")
     assert (done.code, done.stdout) == (3, "")
     assert done.stderr == "pointsman: 127.0.0.1:1 cannot be reached. Is it running? It starts with `pointsman gateway`.\n"
+
+
+async def test_what_cannot_be_talked_to_is_told_apart(control_plane):
+    """A port that speaks something else, and a name that nobody has, are other mistakes than a server that is not running."""
+    door = await cli("app", "list", "--server", control_plane.http)
+    assert (door.code, door.stdout) == (3, "")
+    assert door.stderr == (
+        f"pointsman: {control_plane.http} speaks HTTP/1.1 and not gRPC, which has a port of its own, localhost:7400 unless told otherwise\n"
+    )
+    nobody = await cli("app", "list", "--server", "no-such-host.invalid:7400")
+    assert nobody.code == 3
+    assert nobody.stderr == "pointsman: there is no host 'no-such-host.invalid' as far as this machine knows\n"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ Commands are imported when they are called, so that `pointsman --help` need not 
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import os
@@ -42,6 +41,9 @@ class Lazy(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
+            # Costs as much to import as the whole of a --help may take.
+            import difflib
+
             near = difflib.get_close_matches(args[0], self._lazy, n=3, cutoff=0.5) if args else []
             if not near:
                 raise

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from control_plane.cli.appfile import read
 from control_plane.cli.client import REFUSED, Connection, new_request_id, only_app, refuse, server_options
-from control_plane.cli.output import output_option, print_plain, short, show, table, when
-from pointsman.appfile import AppFile, Found
-from pointsman.nodes import NotReadableError
-from pointsman.plain import as_yaml, plain
+from control_plane.cli.output import output_option, print_config, print_plain, short, show, table, when
 from pointsman.v1 import apps_pb2 as pb
 from pointsman.v1 import apps_pb2_grpc
+
+if TYPE_CHECKING:
+    from pointsman.appfile import AppFile, Found
 
 
 @click.group("app")
@@ -120,12 +119,16 @@ def draft(server: str | None, app: str | None, output: str) -> None:
     def text() -> None:
         changes = "differs from" if response.draft_has_changes else "is the same as"
         click.echo(f"# draft version {response.draft_version}, {changes} the newest release; {response.digest}")
-        click.echo(as_yaml(plain(response.config)), nl=False)
+        print_config(response.config)
 
     show(response, output, text)
 
 
 def _read(file: str) -> AppFile:
+    # What checks a file, expressions and schemas in it too, is as much again as all else that a command imports.
+    from control_plane.cli.appfile import read
+    from pointsman.nodes import NotReadableError
+
     try:
         return read(file)
     except NotReadableError as error:

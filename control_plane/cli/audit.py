@@ -9,7 +9,6 @@ from datetime import datetime
 from typing import Any, BinaryIO, NoReturn
 
 import click
-from google.protobuf import json_format
 
 from control_plane.cli.client import REFUSED, Connection, server_options
 from control_plane.cli.moments import MOMENT
@@ -132,6 +131,8 @@ def _all(connection: Connection) -> Iterator[pb.AuditEntry]:
 
 
 def _read(lines: Iterable[bytes]) -> Iterator[pb.AuditEntry]:
+    from google.protobuf import json_format
+
     for number, line in enumerate(lines, 1):
         try:
             yield json_format.Parse(line, pb.AuditEntry())

@@ -14,22 +14,26 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 import grpc
 from google.protobuf.message import Message
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
 from control_plane.cli.names import APP
 from pointsman.settings import Address
-from pointsman.tls import ClientTls, TlsError, client_tls, why_not
 from pointsman.v1 import apps_pb2, apps_pb2_grpc
+
+if TYPE_CHECKING:
+    from pointsman.tls import ClientTls
 
 CALL_SECONDS = 30.0
 REFUSED, UNREACHABLE = 1, 3
-SERVERS = {"server": ("localhost:7400", "pointsman control-plane"), "gateway": ("localhost:7500", "pointsman gateway")}
+SERVERS = {
+    "server": ("control plane", "localhost:7400", "pointsman control-plane"),
+    "gateway": ("gateway", "localhost:7500", "pointsman gateway"),
+}
+"""What it is, where it is by default, and the command that starts it."""
 PAGE = 500
 MAX_NAMED_APPS = 20
 # Every mutation of the control plane carries a request_id, so none is done twice. A trigger has none, and is not repeated.
@@ -68,15 +72,14 @@ class Connection:
     """A channel to one server; `what` is `server` (the control plane) or `gateway`."""
 
     def __init__(self, what: str, address: str | None) -> None:
-        default, self._starts_with = SERVERS[what]
-        self.address = address or default
+        self._what = what
+        self._title, self._default, self._starts_with = SERVERS[what]
+        self.address = address or self._default
         try:
             self._parsed = Address.parse(self.address)
-            self._tls = _tls()
         except ValueError as error:
             raise click.UsageError(f"--{what}: {error}") from None
-        except TlsError as error:
-            raise click.UsageError(str(error)) from None
+        self._tls = _tls()
         host = self._parsed.host
         options: list[tuple[str, Any]] = [
             ("grpc.max_receive_message_length", -1),
@@ -134,21 +137,33 @@ class Connection:
         if reason != code.name:
             refuse(reason, message, violations)
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-            why = why_not(self._parsed, self._tls) if code is grpc.StatusCode.UNAVAILABLE else ""
-            why = why or f"{self.address} cannot be reached. Is it running? It starts with `{self._starts_with}`."
             if code is grpc.StatusCode.DEADLINE_EXCEEDED:
                 why = f"{self.address} gave no answer in time; what was asked for may be done or not: look before you repeat it"
+            else:
+                from control_plane.cli.unreachable import why_unreachable
+
+                why = why_unreachable(self._parsed, self._tls, self._starts_with, self._default)
             click.echo(f"pointsman: {why}", err=True)
             sys.exit(UNREACHABLE)
+        if code is grpc.StatusCode.UNIMPLEMENTED:
+            message += f" {self.address} is no {self._title}, or one of an earlier version; --{self._what} names another."
         refuse(code.name, message, [])
 
 
 def _tls() -> ClientTls | None:
-    """Raises TlsError."""
+    """What the options and variables say. Certificates that cannot be used are wrong use."""
     root = click.get_current_context().find_root()
     files = {name: root.params.get(name) or os.environ.get(f"POINTSMAN_{name.upper()}") for name in TLS_OPTIONS}
+    if not any(files.values()):
+        return None
+    # Takes a third as long to import as all the rest of a command.
+    from pointsman.tls import TlsError, client_tls
+
     certificate, key, ca = (Path(path) if (path := files[name]) else None for name in ("certificate", "key", "ca"))
-    return client_tls("--", certificate, key, ca)
+    try:
+        return client_tls("--", certificate, key, ca)
+    except TlsError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def _code(error: grpc.RpcError) -> grpc.StatusCode:
@@ -159,6 +174,10 @@ def _code(error: grpc.RpcError) -> grpc.StatusCode:
 
 def told(error: grpc.RpcError) -> tuple[str, str, list[tuple[str, str]]]:
     """Reason, message and (field, description) of each violation. Where no server of ours refused, the reason is the gRPC code's name."""
+    # Most commands are not refused.
+    from google.rpc import error_details_pb2
+    from grpc_status import rpc_status
+
     call: Any = error
     status = rpc_status.from_call(call)
     info = error_details_pb2.ErrorInfo()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import signal
 import time
@@ -18,10 +17,9 @@ from control_plane.cli.client import Connection, metadata, server_options
 from control_plane.cli.durations import DURATION, briefly
 from control_plane.cli.moments import PAST
 from control_plane.cli.names import ENDPOINT, ENVIRONMENT, GATEWAY_ID, TAG
-from control_plane.cli.output import harmless, output_option, short, show, table, whole
+from control_plane.cli.output import harmless, output_option, print_one, short, show, table
 from control_plane.cli.reruns import rerun
 from control_plane.cli.timeline import tell_execution
-from pointsman.plain import as_yaml
 from pointsman.v1 import executions_pb2 as pb
 from pointsman.v1 import executions_pb2_grpc
 
@@ -216,15 +214,13 @@ def _messages(connection: Connection, call: Any, wanted: pb.ListExecutionsReques
 
 
 def _tell(one: pb.Execution, output: str) -> None:
-    if output == "json":
-        click.echo(json.dumps(whole(one), ensure_ascii=False))
-    elif output == "yaml":
-        click.echo(as_yaml(whole(one), document=True), nl=False)
-    else:
-        where = f"{one.app}/{one.endpoint} {one.environment} {one.release or '-'}"
-        error = f"  {short(_error(one))}" if one.error_reason else ""
-        outcome = pb.Execution.Outcome.Name(one.outcome)
-        click.echo(f"{_moment(one)}  {outcome:<9}  {harmless(where)}  {briefly(one.duration)}  {one.gateway_id}  {one.execution_id}{error}")
+    if output != "text":
+        print_one(one, output)
+        return
+    where = f"{one.app}/{one.endpoint} {one.environment} {one.release or '-'}"
+    error = f"  {short(_error(one))}" if one.error_reason else ""
+    outcome = pb.Execution.Outcome.Name(one.outcome)
+    click.echo(f"{_moment(one)}  {outcome:<9}  {harmless(where)}  {briefly(one.duration)}  {one.gateway_id}  {one.execution_id}{error}")
 
 
 def _error(one: pb.Execution) -> str:

@@ -9,12 +9,8 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import click
-from google.protobuf import json_format
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
-
-from pointsman.plain import as_yaml, ordered, plain
-from pointsman.v1.config_pb2 import AppConfig
 
 F = TypeVar("F", bound=Callable[..., Any])
 FORMATS = ["text", "json", "yaml"]
@@ -34,6 +30,12 @@ def output_option(command: F) -> F:
 
 def whole(message: Message) -> dict[str, Any]:
     """The same with empty lists, texts and zeros, so that a script finds every name; but for configs, which are as `plain` gives them."""
+    # Most commands print text, for which YAML and JSON need not be loaded.
+    from google.protobuf import json_format
+
+    from pointsman.plain import ordered, plain
+    from pointsman.v1.config_pb2 import AppConfig
+
     found: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
     for field, value in message.ListFields():
         if field.message_type is None:
@@ -58,7 +60,26 @@ def print_plain(value: object, output: str) -> None:
     if output == "json":
         click.echo(json.dumps(value, indent=2, ensure_ascii=False))
     else:
+        from pointsman.plain import as_yaml
+
         click.echo(as_yaml(value), nl=False)
+
+
+def print_one(message: Message, output: str) -> None:
+    """Prints one message of many as `json`, on one line, or as `yaml`, a document."""
+    if output == "json":
+        click.echo(json.dumps(whole(message), ensure_ascii=False))
+    else:
+        from pointsman.plain import as_yaml
+
+        click.echo(as_yaml(whole(message), document=True), nl=False)
+
+
+def print_config(config: Message) -> None:
+    """Prints an app's config as the file that a person writes."""
+    from pointsman.plain import as_yaml, plain
+
+    click.echo(as_yaml(plain(config)), nl=False)
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:

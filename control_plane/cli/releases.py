@@ -9,9 +9,8 @@ import click
 
 from control_plane.cli.client import Connection, new_request_id, only_app, server_options
 from control_plane.cli.names import ENVIRONMENT, TAG
-from control_plane.cli.output import output_option, short, show, table, when
+from control_plane.cli.output import output_option, print_config, short, show, table, when
 from control_plane.cli.rollout import tell_rollout
-from pointsman.plain import as_yaml, plain
 from pointsman.v1 import releases_pb2 as pb
 from pointsman.v1 import releases_pb2_grpc
 
@@ -105,7 +104,7 @@ def show_release(tag: str, server: str | None, app: str | None, output: str) -> 
         click.echo(f"# {release.digest}, {release.size_bytes} bytes, by {release.created_by} at {when(release.create_time)} UTC")
         if release.description:
             click.echo(f"# {short(release.description)}")
-        click.echo(as_yaml(plain(release.config)), nl=False)
+        print_config(release.config)
 
     show(response, output, text)
 
@@ -174,5 +173,7 @@ def prune_releases(keep_last: int, keep_deployments: int | None, yes: bool, serv
 
 
 def _value(change: pb.DiffReleasesResponse.Change, field: str) -> str:
+    from pointsman.plain import plain
+
     values = plain(change)
     return json.dumps(values[field], ensure_ascii=False) if field in values else ""

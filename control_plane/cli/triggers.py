@@ -13,8 +13,7 @@ from google.protobuf.struct_pb2 import Struct, Value
 from control_plane.cli.client import Connection, server_options
 from control_plane.cli.durations import DURATION
 from control_plane.cli.names import ENDPOINT, ENVIRONMENT, TAG
-from control_plane.cli.output import output_option, show
-from pointsman.plain import plain
+from control_plane.cli.output import output_option, print_one, show
 from pointsman.v1 import trigger_pb2 as pb
 from pointsman.v1 import trigger_pb2_grpc
 from pointsman.values import from_value
@@ -78,7 +77,7 @@ def _stream(connection: Connection, stub: Any, request: pb.TriggerStreamRequest,
             if output == "text":
                 _tell(event)
             else:
-                click.echo(json.dumps(plain(event), ensure_ascii=False))
+                print_one(event, output)
     except grpc.RpcError as error:
         connection.fail(error)
 

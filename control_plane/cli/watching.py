@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import signal
 import time
@@ -13,8 +12,7 @@ import grpc
 
 from control_plane.cli.client import Connection, server_options
 from control_plane.cli.names import ENVIRONMENT
-from control_plane.cli.output import harmless, output_option, short, whole
-from pointsman.plain import as_yaml
+from control_plane.cli.output import harmless, output_option, print_one, short
 from pointsman.v1 import deployments_pb2 as pb
 from pointsman.v1 import deployments_pb2_grpc
 
@@ -61,11 +59,8 @@ def watch(environment: str, after_revision: int | None, server: str | None, app:
 
 
 def _tell(message: pb.WatchBindingsResponse, output: str) -> None:
-    if output == "json":
-        click.echo(json.dumps(whole(message), ensure_ascii=False))
-        return
-    if output == "yaml":
-        click.echo(as_yaml(whole(message), document=True), nl=False)
+    if output != "text":
+        print_one(message, output)
         return
     if message.WhichOneof("kind") == "bookmark":
         if message.bookmark.synced:
