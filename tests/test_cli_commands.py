@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -23,6 +21,7 @@ from tests.eventually import eventually
 from tests.processes import BIN, clean_environment, run
 from tests.sample_apps import as_yaml, marked
 from tests.simulated_gateway import SimulatedGateway
+from tests.terminal import shown
 
 
 @pytest.fixture
@@ -64,7 +63,10 @@ async def test_what_is_live_already_and_what_would_change(shop):
     assert (
         await cli_done("deploy", "v1", "--to", "staging", "--dry-run", **shop)
     ) == "nothing would change: v1 is live in staging already\n"
-    assert await cli_done("deploy", "v2", "--to", "staging", "--dry-run", **shop) == "would make v2 live in staging, instead of v1\n"
+    done = await cli_done("deploy", "v2", "--to", "staging", "--dry-run", **shop)
+    assert done.startswith("would make v2 live in staging, instead of v1\n~ ")
+    # What is different in it, as release diff tells it.
+    assert done.partition("\n")[2] == await cli_done("release", "diff", "v1", "v2", **shop)
 
 
 async def test_a_stale_expectation_and_a_repeat(shop):
@@ -195,67 +197,32 @@ async def test_texts_of_others_cannot_steer_the_terminal(stack):
     hostile = "\x1b]0;owned\x07 [bold]not markup[/bold] [/]"
     app = f"hostile-{uuid.uuid4().hex[:8]}"
     await stack.plane.apps.CreateApp(apps_pb2.CreateAppRequest(app=app, description=hostile))
-    shown = await _on_a_terminal("app", "list", POINTSMAN_SERVER=stack.control_plane.grpc)
-    assert b"\x1b]0;owned" not in shown
-    assert b"[bold]not markup[/bold] [/]" in shown, shown
+    told = await shown("app", "list", POINTSMAN_SERVER=stack.control_plane.grpc)
+    assert "\x1b]0;owned" not in told
+    assert "[bold]not markup[/bold] [/]" in told
 
 
-async def test_on_a_narrow_terminal_no_name_is_cut_off(shop, stack):
+async def test_colours_are_for_terminals_that_know_them(shop, stack):
     servers = {"POINTSMAN_SERVER": stack.control_plane.grpc, "POINTSMAN_APP": shop["POINTSMAN_APP"]}
-    await cli_done("deploy", "v1", "--to", "production", "--reason", "a longer reason, so that not all of it fits into one line", **shop)
-    for arguments in (("status",), ("history",), ("release", "list"), ("audit", "list")):
-        shown = (await _on_a_terminal(*arguments, COLUMNS="80", **servers)).decode()
-        assert "\x1b[1m" in shown
-        plain = re.sub(r"\x1b\[[0-9;]*m", "", shown)
-        assert max(len(line) for line in plain.splitlines()) <= 80
-        assert "\N{HORIZONTAL ELLIPSIS}" not in plain, plain
-        if arguments != ("audit", "list"):
-            assert "production" in plain
-        plain = (await _on_a_terminal(*arguments, COLUMNS="80", NO_COLOR="1", **servers)).decode()
-        assert not re.search(r"\x1b\[3[0-9]", plain)
-    coloured = (await _on_a_terminal("release", "diff", "v1", "v2", **servers)).decode()
-    assert "\x1b[33m" in coloured
-    assert "\x1b" not in (await _on_a_terminal("release", "diff", "v1", "v2", NO_COLOR="1", **servers)).decode()
+    await cli_done("deploy", "v1", "--to", "production", **shop)
+    for arguments, style in ((("release", "diff", "v1", "v2"), "\x1b[33m~ "), (("status",), "\x1b[1mAPP")):
+        assert style in await shown(*arguments, **servers)
+        for settings in ({"NO_COLOR": "1"}, {"TERM": "dumb"}, {"TERM": ""}):
+            assert "\x1b" not in await shown(*arguments, **servers, **settings)
+        assert "\x1b" not in await cli_done(*arguments, **shop)
 
 
 async def test_a_rollout_is_told_live_on_a_terminal(shop, stack):
     """By gateway, for as long as one is not there yet; then the verdict alone stays."""
     servers = {"POINTSMAN_SERVER": stack.control_plane.grpc, "POINTSMAN_APP": shop["POINTSMAN_APP"]}
     async with SimulatedGateway("slow", apply=False, apps=[shop["POINTSMAN_APP"]]).connected(stack.control_plane.grpc) as slow:
-        shown = (await _on_a_terminal("deploy", "v1", "--to", "staging", "--wait", "1200ms", **servers)).decode()
+        told = await shown("deploy", "v1", "--to", "staging", "--wait", "1200ms", **servers)
         assert slow.bindings
-    assert re.search(r"2/3 gateways serve v1 in staging, \d\.\d s", shown), shown
-    assert re.search(r"  slow  not yet; is at revision \d+, was heard 0 s ago", shown), shown
-    assert re.search(r"  east  serves v1", shown), shown
-    last = shown.rpartition("\x1b[J")[2]
-    assert re.match(r"2/3 gateways serve v1 in staging, revision \d+, 1\d{3} ms\r\n  not yet: slow ", last), last
-
-
-async def _on_a_terminal(*arguments, **environment):
-    """All that a command writes to a terminal."""
-    leader, follower = pty.openpty()
-    try:
-        process = await asyncio.create_subprocess_exec(
-            BIN / "pointsman",
-            *arguments,
-            stdin=follower,
-            stdout=follower,
-            stderr=follower,
-            env=clean_environment(**{"TERM": "xterm", "COLUMNS": "120", "NO_COLOR": ""} | environment),
-        )
-        os.close(follower)
-        shown = await asyncio.to_thread(lambda: b"".join(iter(lambda: _read(leader), b"")))
-        assert await process.wait() == 0, shown
-    finally:
-        os.close(leader)
-    return shown
-
-
-def _read(leader: int) -> bytes:
-    try:
-        return os.read(leader, 65536)
-    except OSError:  # how Linux says that the other end was closed
-        return b""
+    assert re.search(r"2/3 gateways serve v1 in staging, \d\.\d s", told), told
+    assert re.search(r"  slow  not yet; is at revision \d+, was heard 0 s ago", told), told
+    assert re.search(r"  east  serves v1", told), told
+    last = told.rpartition("\x1b[J")[2]
+    assert re.match(r"2/3 gateways serve v1 in staging, revision \d+, 1\d{3} ms\n  not yet: slow ", last), last
 
 
 OTHER_PROCESSES = {

@@ -108,8 +108,13 @@ def main(**_settings: str | None) -> None:
 
     The options below may also stand after the command. A token is sent when POINTSMAN_TOKEN holds one.
     """
-    if os.environ.get("NO_COLOR"):
+    if os.environ.get("NO_COLOR") or not can_draw():
         click.get_current_context().color = False
+
+
+def can_draw() -> bool:
+    """Whether a terminal, if there is one, knows colours and a cursor that moves."""
+    return os.environ.get("TERM", "") not in ("", "dumb")
 
 
 _PASS_ALL = {"ignore_unknown_options": True, "help_option_names": []}

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from control_plane.cli.client import REFUSED, Connection, new_request_id, only_app, refuse, server_options
-from control_plane.cli.output import output_option, print_config, print_plain, short, show, table, when
+from control_plane.cli.output import output_option, print_config, print_plain, short, show, when
+from control_plane.cli.tables import table
 from pointsman.v1 import apps_pb2 as pb
 from pointsman.v1 import apps_pb2_grpc
 

@@ -13,7 +13,8 @@ import click
 from control_plane.cli.client import REFUSED, Connection, server_options
 from control_plane.cli.moments import MOMENT
 from control_plane.cli.names import ENVIRONMENT
-from control_plane.cli.output import output_option, short, show, table, when, whole
+from control_plane.cli.output import output_option, short, show, when, whole
+from control_plane.cli.tables import table
 from pointsman.audit import FIRST, entry_hash
 from pointsman.v1 import audit_pb2 as pb
 from pointsman.v1 import audit_pb2_grpc

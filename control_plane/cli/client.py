@@ -21,6 +21,7 @@ import grpc
 from google.protobuf.message import Message
 
 from control_plane.cli.names import APP
+from control_plane.cli.output import harmless_lines
 from pointsman.settings import Address
 from pointsman.v1 import apps_pb2, apps_pb2_grpc
 
@@ -195,9 +196,9 @@ def refuse(reason: str, message: str, violations: list[tuple[str, str]]) -> NoRe
     if len(violations) > 1:
         click.echo(f"{reason}: {len(violations)} violations", err=True)
         for field, description in violations:
-            click.echo(f"  {field}: {description}" if field else f"  {description}", err=True)
+            click.echo(harmless_lines(f"  {field}: {description}" if field else f"  {description}"), err=True)
     else:
-        click.echo(f"{reason}: {message}", err=True)
+        click.echo(harmless_lines(f"{reason}: {message}"), err=True)
     sys.exit(REFUSED)
 
 

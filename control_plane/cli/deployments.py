@@ -8,14 +8,16 @@ from typing import Any
 import click
 from google.protobuf.duration_pb2 import Duration
 
+from control_plane.cli.changes import tell_changes
 from control_plane.cli.client import Connection, new_request_id, only_app, server_options
 from control_plane.cli.durations import DURATION
 from control_plane.cli.names import ENVIRONMENT, TAG
-from control_plane.cli.output import output_option, short, show, table, when
+from control_plane.cli.output import output_option, short, show, when
 from control_plane.cli.progress import told_live
 from control_plane.cli.rollout import tell_rollout
+from control_plane.cli.tables import table
 from pointsman.v1 import deployments_pb2 as pb
-from pointsman.v1 import deployments_pb2_grpc
+from pointsman.v1 import deployments_pb2_grpc, releases_pb2, releases_pb2_grpc
 
 # On top of what the server itself may wait for gateways.
 CALL_SECONDS = 30.0
@@ -73,12 +75,22 @@ def _carry_out(options: dict[str, Any], make: Callable[[str, dict[str, Any]], tu
         if options["dry_run"]:
             before = f", instead of {binding.previous_release}" if binding.previous_release else ""
             click.echo(f"would make {binding.release} live in {binding.environment}{before}")
+            _tell_difference(connection, binding)
             return
         if not response.HasField("deployment"):
             click.echo(f"{binding.release} is live in {binding.environment} already, since {when(binding.deploy_time)} UTC")
         tell_rollout(response.rollout, binding.release, binding.environment)
 
     show(response, options["output"], text)
+
+
+def _tell_difference(connection: Connection, binding: pb.Binding) -> None:
+    """From what is live to what would be."""
+    if not binding.previous_release:
+        return
+    stub = releases_pb2_grpc.ReleaseServiceStub(connection.channel)
+    request = releases_pb2.DiffReleasesRequest(app=binding.app, from_release=binding.previous_release, to_release=binding.release)
+    tell_changes(connection.call(stub.DiffReleases, request).changes)
 
 
 @click.command()

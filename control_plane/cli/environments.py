@@ -11,7 +11,8 @@ import click
 from control_plane.cli.client import Connection, new_request_id, server_options
 from control_plane.cli.durations import DURATION
 from control_plane.cli.names import ENVIRONMENT
-from control_plane.cli.output import output_option, short, show, table, when
+from control_plane.cli.output import output_option, short, show, when
+from control_plane.cli.tables import table
 from pointsman.v1 import environments_pb2 as pb
 from pointsman.v1 import environments_pb2_grpc
 

@@ -14,17 +14,20 @@ import click
 import grpc
 
 from control_plane.cli.client import Connection, metadata, server_options
+from control_plane.cli.doubts import tell_doubts
 from control_plane.cli.durations import DURATION, briefly
 from control_plane.cli.moments import PAST
 from control_plane.cli.names import ENDPOINT, ENVIRONMENT, GATEWAY_ID, TAG
-from control_plane.cli.output import harmless, output_option, print_one, short, show, table
+from control_plane.cli.output import harmless, output_option, print_one, short, show
 from control_plane.cli.reruns import rerun
+from control_plane.cli.tables import table
 from control_plane.cli.timeline import tell_execution
 from pointsman.v1 import executions_pb2 as pb
 from pointsman.v1 import executions_pb2_grpc
 
 C = TypeVar("C")
 OUTCOMES = [name for name in pb.Execution.Outcome.keys() if name != "OUTCOME_UNSPECIFIED"]  # noqa: SIM118 -- no dictionary
+NOTHING = "Nothing that passes is on record."
 MAX_PAGE = 500
 FIRST_RETRY_SECONDS = 0.2
 MAX_RETRY_SECONDS = 5.0
@@ -116,7 +119,9 @@ def list_(limit: int, server: str | None, app: str | None, output: str, **filter
     headings = ("BEGAN (UTC)", "OUTCOME", "APP", "ENVIRONMENT", "ENDPOINT", "RELEASE", "TOOK", "GATEWAY", "EXECUTION", "ERROR")
 
     def text() -> None:
-        table(headings, rows, "Nothing that passes is on record.")
+        table(headings, rows, NOTHING)
+        if not rows:
+            tell_doubts(connection, app or "", filters["environment"], filters["release"])
         if response.next_page_token:
             click.echo(f"there are more; these are the newest {len(rows)}, see --limit")
 
@@ -159,10 +164,15 @@ def logs(follow: bool, limit: int, server: str | None, app: str | None, output: 
     if follow:
         # Ctrl-C is how it ends, not a failure.
         signal.signal(signal.SIGINT, lambda *_: click.get_current_context().exit(0))
+        tell_doubts(connection, app or "", filters["environment"], filters["release"])
         _follow(connection, wanted, _chosen(pb.TailExecutionsRequest(app=app or ""), filters), limit, output)
         return
-    for one in reversed(_list(connection, wanted, limit).executions if limit else []):
+    executions = _list(connection, wanted, limit).executions if limit else []
+    for one in reversed(executions):
         _tell(one, output)
+    if not executions:
+        click.echo(f"pointsman: {NOTHING}", err=True)
+        tell_doubts(connection, app or "", filters["environment"], filters["release"])
 
 
 def _follow(connection: Connection, wanted: pb.ListExecutionsRequest, tail: pb.TailExecutionsRequest, limit: int, output: str) -> None:

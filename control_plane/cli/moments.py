@@ -13,6 +13,7 @@ class MomentType(click.ParamType[datetime]):
     """ISO 8601: `2026-01-31`, `2026-01-31T12:00:30Z`, `2026-01-31 12:00+02:00`; in UTC when it does not say otherwise."""
 
     name = "time"
+    examples = "2026-01-31T12:00 or 2026-01-31T12:00+02:00"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
         """Takes text, or a moment."""
@@ -21,12 +22,14 @@ class MomentType(click.ParamType[datetime]):
         try:
             found = datetime.fromisoformat(str(value).strip())
         except ValueError:
-            self.fail(f"{value!r} is not a time such as 2026-01-31T12:00 or 2026-01-31T12:00+02:00", param, ctx)
+            self.fail(f"{value!r} is not a time such as {self.examples}", param, ctx)
         return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 class PastType(MomentType):
     """As MomentType, or how long ago: `15m`, `1h30m`."""
+
+    examples = "15m (ago), 2026-01-31T12:00 or 2026-01-31T12:00+02:00"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
         """Takes text, or a moment."""

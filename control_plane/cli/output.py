@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -82,33 +81,6 @@ def print_config(config: Message) -> None:
     click.echo(as_yaml(plain(config)), nl=False)
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
-    """A table that fits a terminal; plain aligned columns where there is none; a sentence when there are no rows."""
-    if not rows:
-        click.echo(empty)
-        return
-    rows = [[harmless(cell) for cell in row] for row in rows]
-    widths = [max(len(line[column]) for line in (headings, *rows)) for column in range(len(headings))]
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        console = Console()
-        room = console.width - sum(widths)
-        found = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2 if room >= 2 * len(widths) else 1, 0, 0))
-        for heading in headings:
-            # What does not fit goes on in the next line, times and the last column first: a name that is cut off is no name.
-            gives_way = heading == headings[-1] or "(UTC)" in heading
-            found.add_column(heading, overflow="fold", no_wrap=not gives_way)
-        for row in rows:
-            found.add_row(*(Text(cell) for cell in row))
-        console.print(found)
-        return
-    for line in (headings, *rows):
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
 def when(moment: Timestamp) -> str:
     """The moment in UTC, to the second; `-` when absent."""
     if not moment.seconds:
@@ -130,6 +102,11 @@ def ago(moment: Timestamp) -> str:
 def harmless(text: str) -> str:
     """Without the control characters by which a text that somebody stored could steer the terminal of the one who reads it."""
     return text if text.isprintable() else "".join(char if char.isprintable() else " " for char in text)
+
+
+def harmless_lines(text: str) -> str:
+    """The same for a text of several lines, which stay apart."""
+    return "\n".join(map(harmless, text.split("\n")))
 
 
 def short(text: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import grpc
 
+from control_plane.cli import can_draw
 from control_plane.cli.client import Connection, metadata
 from control_plane.cli.output import ago, harmless
 from pointsman.v1 import deployments_pb2, deployments_pb2_grpc, gateways_pb2, gateways_pb2_grpc
@@ -29,7 +30,7 @@ def told_live(connection: Connection, app: str, environment: str, output: str) -
 
     The change itself tells the verdict; what cannot be asked is left out.
     """
-    if output != "text" or not (sys.stdout.isatty() and sys.stderr.isatty()):
+    if output != "text" or not (sys.stdout.isatty() and sys.stderr.isatty() and can_draw()):
         yield
         return
     view = _View(connection, app, environment)

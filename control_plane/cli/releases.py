@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
+from control_plane.cli.changes import tell_changes
 from control_plane.cli.client import Connection, new_request_id, only_app, server_options
 from control_plane.cli.names import ENVIRONMENT, TAG
-from control_plane.cli.output import output_option, print_config, short, show, table, when
+from control_plane.cli.output import output_option, print_config, short, show, when
 from control_plane.cli.rollout import tell_rollout
+from control_plane.cli.tables import table
 from pointsman.v1 import releases_pb2 as pb
 from pointsman.v1 import releases_pb2_grpc
 
 DEPLOY_SECONDS = PRUNE_SECONDS = 60.0
-SIGNS = {
-    pb.DiffReleasesResponse.Change.ADDED: ("+", "green"),
-    pb.DiffReleasesResponse.Change.REMOVED: ("-", "red"),
-    pb.DiffReleasesResponse.Change.CHANGED: ("~", "yellow"),
-}
 
 
 @click.group("release")
@@ -125,12 +121,7 @@ def diff_releases(from_release: str, to_release: str, server: str | None, app: s
     def text() -> None:
         if not response.changes:
             click.echo(f"no changes from {from_release} to {to_release or 'the draft'}")
-        for change in response.changes:
-            sign, colour = SIGNS[change.kind]
-            old, new = (_value(change, field) for field in ("old_value", "new_value"))
-            values = f"{old} -> {new}" if old and new else old or new
-            breaking = click.style(f"  BREAKING: {change.breaking_reason}", fg="red", bold=True) if change.breaking else ""
-            click.echo(click.style(f"{sign} {change.path}: {values}", fg=colour) + breaking)
+        tell_changes(response.changes)
 
     show(response, output, text)
 
@@ -170,10 +161,3 @@ def prune_releases(keep_last: int, keep_deployments: int | None, yes: bool, serv
             click.echo(f"\n{count}, {found.freed_bytes} bytes: {done}")
 
     show(found, output, text)
-
-
-def _value(change: pb.DiffReleasesResponse.Change, field: str) -> str:
-    from pointsman.plain import plain
-
-    values = plain(change)
-    return json.dumps(values[field], ensure_ascii=False) if field in values else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
 import click
@@ -10,7 +10,8 @@ import click
 from control_plane.cli.client import Connection, server_options
 from control_plane.cli.durations import DURATION
 from control_plane.cli.moments import MOMENT
-from control_plane.cli.output import ago, harmless, output_option, print_plain, short, show, table, when, whole
+from control_plane.cli.output import ago, harmless, output_option, print_plain, short, show, when, whole
+from control_plane.cli.tables import table
 from pointsman.v1 import (
     deployments_pb2,
     deployments_pb2_grpc,
@@ -66,7 +67,11 @@ def status(as_of: datetime | None, server: str | None, app: str | None, output: 
     ]
     headings = ("APP", "ENVIRONMENT", "RELEASE", "REVISION", "GATEWAYS", "FAILED", "SINCE (UTC)", "BY")
     table(headings, rows, "Nothing is deployed yet. Deploy a release: pointsman deploy TAG --to ENVIRONMENT")
-    _tell_gateways(listed.gateways)
+    click.echo()
+    _tell_gateways(bindings.bindings, listed.gateways)
+    if rows:
+        live = [(binding.app, binding.environment, binding.release) for binding in bindings.bindings]
+        _tell_health([summaries[key] for key in live if key in summaries])
 
 
 def _failed(ran: executions_pb2.ExecutionSummary | None) -> str:
@@ -90,11 +95,19 @@ def _tell_past(bindings: Iterable[deployments_pb2.Binding], moment: datetime) ->
     table(headings, rows, f"Nothing was deployed at {moment.isoformat()}")
 
 
-def _tell_gateways(listed: Iterable[gateways_pb2.Gateway]) -> None:
-    """Who is there, then those that need a look."""
+def _tell_gateways(bindings: Iterable[deployments_pb2.Binding], listed: Sequence[gateways_pb2.Gateway]) -> None:
+    """Who is there and whether all of them serve what is live, then those that need a look."""
     connected = [gateway for gateway in listed if gateway.connected]
-    click.echo(f"\n{len(connected)} gateway{'' if len(connected) == 1 else 's'} connected; see pointsman gateways")
+    behind = {gateway.gateway_id for binding in bindings for gateway in connected if _serves(gateway, binding) is False}
+    count = f"{len(connected)} gateway{'' if len(connected) == 1 else 's'} connected"
+    if behind:
+        told = f"{count}, {len(behind)} of them not on all that is live"
+    else:
+        told = f"{count}, on all that is live" if connected and bindings else count
+    click.secho(f"{told}; see pointsman gateways", fg="green" if connected and not behind else "red")
     for gateway in listed:
+        if gateway.gateway_id in behind and not any(loaded.rejection for loaded in gateway.bindings):
+            click.echo(f"gateway {gateway.gateway_id} is at revision {gateway.revision}; it was last heard {ago(gateway.last_heard_time)}")
         if not gateway.connected:
             click.echo(f"gateway {gateway.gateway_id} is not connected; it was last heard {ago(gateway.last_heard_time)}")
         for loaded in gateway.bindings:
@@ -103,15 +116,27 @@ def _tell_gateways(listed: Iterable[gateways_pb2.Gateway]) -> None:
                 click.echo(f"gateway {gateway.gateway_id} refused {what}: {harmless(loaded.rejection)}")
 
 
+def _tell_health(ran: Sequence[executions_pb2.ExecutionSummary]) -> None:
+    """How much of what ran on what is live went wrong."""
+    executions, failed = sum(one.executions for one in ran), sum(one.failed for one in ran)
+    window = f"in the last {HEALTH_WINDOW.total_seconds() / 60:.0f} minutes"
+    if not executions:
+        click.echo(f"nothing ran on it {window}")
+        return
+    told = f"{failed} of {executions} executions on it failed {window}"
+    click.secho(f"{told}; see pointsman logs --outcome failed" if failed else told, fg="red" if failed else "green")
+
+
 def _served(binding: deployments_pb2.Binding, listed: Iterable[gateways_pb2.Gateway]) -> str:
     """How many of the connected gateways that should serve a binding do."""
-    total = served = 0
-    for gateway in listed:
-        loaded = next((one for one in gateway.bindings if (one.app, one.environment) == (binding.app, binding.environment)), None)
-        if gateway.connected and loaded is not None:
-            total += 1
-            served += gateway.revision >= binding.revision and not loaded.rejection
-    return f"{served}/{total}"
+    found = [_serves(gateway, binding) for gateway in listed if gateway.connected]
+    return f"{found.count(True)}/{len(found) - found.count(None)}"
+
+
+def _serves(gateway: gateways_pb2.Gateway, binding: deployments_pb2.Binding) -> bool | None:
+    """None for one that does not subscribe to it."""
+    loaded = next((one for one in gateway.bindings if (one.app, one.environment) == (binding.app, binding.environment)), None)
+    return None if loaded is None else gateway.revision >= binding.revision and not loaded.rejection
 
 
 @click.command()

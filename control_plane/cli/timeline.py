@@ -7,10 +7,12 @@ from datetime import UTC
 import click
 
 from control_plane.cli.durations import briefly
-from control_plane.cli.output import harmless, table
+from control_plane.cli.output import harmless
+from control_plane.cli.tables import room_beside, table
 from pointsman.v1.executions_pb2 import Execution
 
 BAR_CHARS = 40
+MIN_BAR_CHARS = 10
 
 
 def tell_execution(one: Execution) -> None:
@@ -31,8 +33,12 @@ def tell_execution(one: Execution) -> None:
         more.append(f"{one.input_tokens} tokens read and {one.output_tokens} written")
     click.echo(", ".join([f"on gateway {one.gateway_id}, began {began} UTC", *filter(None, map(harmless, more))]))
     click.echo()
-    headings = ("STAGE", "STEP", "KIND", "OUTCOME", "TRIES", "TOOK", f"0 {'.' * (BAR_CHARS - 2)} {briefly(one.duration)}")
-    table(headings, [_row(one, step) for step in one.steps], "It has no steps.")
+    headings = ("STAGE", "STEP", "KIND", "OUTCOME", "TRIES", "TOOK")
+    rows = [_row(step) for step in one.steps]
+    end = f" {briefly(one.duration)}"
+    chars = int(max(min(room_beside([headings, *rows]) - len(end), BAR_CHARS), MIN_BAR_CHARS))
+    bars = [_bar(one, step, chars) for step in one.steps]
+    table((*headings, f"0 {'.' * (chars - 2)}{end}"), [(*row, bar) for row, bar in zip(rows, bars, strict=True)], "It has no steps.")
     for step in one.steps:
         if step.error:
             click.echo(f"\n{step.name} failed: {harmless(step.error)}")
@@ -44,7 +50,7 @@ def tell_execution(one: Execution) -> None:
             click.echo(f"\n{name}:\n{harmless(text)}")
 
 
-def _row(one: Execution, step: Execution.StepExecution) -> tuple[str, ...]:
+def _row(step: Execution.StepExecution) -> tuple[str, ...]:
     ran = step.HasField("start_time")
     return (
         step.stage,
@@ -53,14 +59,15 @@ def _row(one: Execution, step: Execution.StepExecution) -> tuple[str, ...]:
         Execution.StepExecution.Outcome.Name(step.outcome),
         str(step.attempts) if ran else "-",
         briefly(step.duration) if ran else "-",
-        _bar(one, step) if ran else "",
     )
 
 
-def _bar(one: Execution, step: Execution.StepExecution) -> str:
-    """From when to when, in the time of the whole; at least one character."""
+def _bar(one: Execution, step: Execution.StepExecution, chars: int) -> str:
+    """From when to when, in the time of the whole, which is so many characters wide; at least one character if it ran."""
+    if not step.HasField("start_time"):
+        return ""
     began = step.start_time.ToMicroseconds() - one.start_time.ToMicroseconds()
     whole = max(one.duration.ToMicroseconds(), 1)
     first, last = (min(max(moment / whole, 0), 1) for moment in (began, began + step.duration.ToMicroseconds()))
-    start = min(int(first * BAR_CHARS), BAR_CHARS - 1)
-    return " " * start + "#" * max(round(last * BAR_CHARS) - start, 1)
+    start = min(int(first * chars), chars - 1)
+    return " " * start + "#" * max(round(last * chars) - start, 1)

@@ -10,7 +10,8 @@ import click
 from control_plane.cli.client import Connection, new_request_id, server_options
 from control_plane.cli.durations import DURATION
 from control_plane.cli.names import ENDPOINT, ENVIRONMENT
-from control_plane.cli.output import harmless, output_option, show, table, when
+from control_plane.cli.output import harmless, output_option, show, when
+from control_plane.cli.tables import table
 from pointsman.v1 import tokens_pb2 as pb
 from pointsman.v1 import tokens_pb2_grpc
 

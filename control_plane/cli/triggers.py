@@ -13,7 +13,7 @@ from google.protobuf.struct_pb2 import Struct, Value
 from control_plane.cli.client import Connection, server_options
 from control_plane.cli.durations import DURATION
 from control_plane.cli.names import ENDPOINT, ENVIRONMENT, TAG
-from control_plane.cli.output import output_option, print_one, show
+from control_plane.cli.output import harmless, harmless_lines, output_option, print_one, show
 from pointsman.v1 import trigger_pb2 as pb
 from pointsman.v1 import trigger_pb2_grpc
 from pointsman.values import from_value
@@ -72,31 +72,47 @@ def _ran(what: pb.TriggerResponse | pb.TriggerStreamResponse.ExecutionStarted) -
 
 def _stream(connection: Connection, stub: Any, request: pb.TriggerStreamRequest, timeout: float, output: str) -> None:
     """Prints the events as they come; ends the command when the trigger is refused or fails."""
+    told = _Told()
     try:
         for event in connection.stream(stub.TriggerStream, request, timeout):
             if output == "text":
-                _tell(event)
+                told.tell(event)
             else:
                 print_one(event, output)
     except grpc.RpcError as error:
+        told.end_line()
         connection.fail(error)
 
 
-def _tell(event: pb.TriggerStreamResponse) -> None:
-    match event.WhichOneof("event"):
-        case "execution_started":
-            click.echo(_ran(event.execution_started), err=True)
-        case "step_finished":
-            step = event.step_finished
-            milliseconds = step.duration.ToTimedelta().total_seconds() * 1000
-            click.echo(
-                f"# {step.stage}/{step.step} {step.outcome} after {milliseconds:.0f} ms{': ' if step.error else ''}{step.error}", err=True
-            )
-        case "output_delta":
-            # For people who watch; the whole answer, which a program takes, comes at the end on stdout.
-            click.echo(event.output_delta.text, nl=False, err=True)
-        case "execution_completed":
-            click.echo(_answer(event.execution_completed.output))
+class _Told:
+    """What a person sees of a stream: steps and a model's words on stderr; on stdout the whole answer alone, for programs."""
+
+    def __init__(self) -> None:
+        self._in_a_line = False
+
+    def tell(self, event: pb.TriggerStreamResponse) -> None:
+        match event.WhichOneof("event"):
+            case "execution_started":
+                click.echo(_ran(event.execution_started), err=True)
+            case "step_finished":
+                self.end_line()
+                step = event.step_finished
+                milliseconds = step.duration.ToTimedelta().total_seconds() * 1000
+                error = f": {harmless(step.error)}" if step.error else ""
+                click.echo(f"# {step.stage}/{step.step} {step.outcome} after {milliseconds:.0f} ms{error}", err=True)
+            case "output_delta":
+                text = harmless_lines(event.output_delta.text)
+                click.echo(text, nl=False, err=True)
+                self._in_a_line = bool(text) and not text.endswith("\n")
+            case "execution_completed":
+                self.end_line()
+                click.echo(_answer(event.execution_completed.output))
+
+    def end_line(self) -> None:
+        """After a model's words, which end where they end."""
+        if self._in_a_line:
+            click.echo(err=True)
+            self._in_a_line = False
 
 
 def _input(data: str) -> Struct:
@@ -109,4 +125,5 @@ def _input(data: str) -> Struct:
     try:
         return json_format.Parse(data, Struct())
     except json_format.ParseError as error:
-        raise click.UsageError(f"-d is not a JSON object: {error}") from None
+        problem = str(error).removeprefix("Failed to load JSON: ").rstrip(".")
+        raise click.UsageError(f'-d is not a JSON object such as \'{{"message": "hello"}}\': {problem}') from None

@@ -9,10 +9,12 @@ from typing import Any
 import click
 
 from control_plane.cli.client import Connection, server_options
+from control_plane.cli.doubts import tell_doubts
 from control_plane.cli.durations import briefly
 from control_plane.cli.moments import PAST
 from control_plane.cli.names import ENDPOINT, ENVIRONMENT
-from control_plane.cli.output import output_option, short, show, table, when
+from control_plane.cli.output import output_option, short, show, when
+from control_plane.cli.tables import table
 from pointsman.v1 import executions_pb2 as pb
 from pointsman.v1 import executions_pb2_grpc
 
@@ -42,6 +44,8 @@ def summary(
         request.end_time.FromDatetime(until)
     response = connection.call(stub.SummarizeExecutions, request)
     show(response, output, lambda: _tell_summaries(response))
+    if not response.summaries:
+        tell_doubts(connection, app or "", environment)
 
 
 def _tell_summaries(response: pb.SummarizeExecutionsResponse) -> None:
