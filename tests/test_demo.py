@@ -168,7 +168,17 @@ async def test_what_is_saved_while_dev_runs_is_live_in_staging(tmp_path):
         (tmp_path / "mine.yaml.new").write_text(sound)
         (tmp_path / "mine.yaml.new").replace(file)
         await eventually(lambda: runs("third"), 10)
+        # Saved again at once, as by an editor that formats what it saves: neither release is in the way of the other.
+        file.write_text(as_yaml(marked("hasty")))
+        await eventually(lambda: sum("was saved: " in line for line in dev.stdout) == 3, 10)
+        file.write_text(as_yaml(marked("hastier")))
+        await eventually(lambda: runs("hastier"), 10)
+        # Deleted: told once, and what was live stays.
+        file.unlink()
+        await eventually(lambda: any(f"{file} is gone" in line for line in dev.stdout), 10)
+        assert await runs("hastier")
         assert await dev.stop() == 0
+        assert sum(f"{file} is gone" in line for line in dev.stdout) == 1
     file.write_text(as_yaml(marked("fourth")))
     async with start_dev(tmp_path, "--app-file", str(file), "--app", "mine") as dev:
         # Saved while it did not run.

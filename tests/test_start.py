@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from control_plane.cli import COMMANDS
 from tests.processes import BIN, clean_environment
 
 ROOT = Path(__file__).parent.parent
@@ -72,8 +73,21 @@ def test_help_is_quick():
     assert min(seconds) < HELP_SECONDS
 
 
-def test_help_loads_neither_grpc_nor_protobuf_nor_rich():
-    heavy = ["grpc", "google.protobuf", "rich", "uvicorn", "starlette", "httpx2", "cel_expr_python"]
+def test_commands_load_only_what_all_of_them_need():
+    """YAML, TLS and its log, and what checks an app are loaded by those who use them, since a command should answer at once."""
+    modules = {place.partition(":")[0] for place, _ in COMMANDS.values()} - {"control_plane.cli.demo", "control_plane.cli.dev"}
+    assert len(modules) > 10
+    heavy = ["structlog", "yaml", "protovalidate", "cel_expr_python", "cryptography", "importlib.metadata"]
+    done = python(
+        f"import importlib, sys\nfor name in {sorted(modules)!r}:\n    importlib.import_module(name)\n"
+        f"print('loaded:', *[name for name in {heavy!r} if name in sys.modules])"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].strip() == "loaded:"
+
+
+def test_help_loads_neither_grpc_nor_protobuf():
+    heavy = ["grpc", "google.protobuf", "structlog", "uvicorn", "starlette", "httpx2", "cel_expr_python"]
     done = python(
         "import sys\nfrom control_plane.cli import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"

@@ -5,6 +5,7 @@ Commands are imported when they are called, so that `pointsman --help` need not 
 
 from __future__ import annotations
 
+import errno
 import importlib
 import inspect
 import os
@@ -48,6 +49,15 @@ class Lazy(click.Group):
             if not near:
                 raise
             raise click.UsageError(f"{error.message} Did you mean {', '.join(near)}?", ctx) from error
+
+    def invoke(self, ctx: click.Context) -> object:
+        """A file or a disk that will not do is told in a line; of a reader that has gone, as `head` does, click says nothing."""
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise
+            raise click.ClickException(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}") from error
 
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """From the table, without importing any of them."""

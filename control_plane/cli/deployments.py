@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import click
 from google.protobuf.duration_pb2 import Duration
 
 from control_plane.cli.changes import tell_changes
-from control_plane.cli.client import Connection, new_request_id, only_app, server_options
+from control_plane.cli.client import REFUSED, Connection, new_request_id, only_app, server_options
 from control_plane.cli.durations import DURATION
 from control_plane.cli.names import ENVIRONMENT, TAG
 from control_plane.cli.output import output_option, short, show, when
@@ -64,8 +65,12 @@ def _carry_out(options: dict[str, Any], make: Callable[[str, dict[str, Any]], tu
     method, request = make(app, _common(options))
     wait = DEFAULT_WAIT_SECONDS if options["wait"] is None else options["wait"]
     environment = request.to_environment if method == "Promote" else request.environment
-    with told_live(connection, app, environment, options["output"]):
-        response = connection.call(getattr(stub, method), request, wait + CALL_SECONDS)
+    try:
+        with told_live(connection, app, environment, options["output"]):
+            response = connection.call(getattr(stub, method), request, wait + CALL_SECONDS)
+    except KeyboardInterrupt:
+        _tell_interrupted(connection, app, environment, request)
+        sys.exit(REFUSED)
 
     def text() -> None:
         binding = response.binding
@@ -82,6 +87,15 @@ def _carry_out(options: dict[str, Any], make: Callable[[str, dict[str, Any]], tu
         tell_rollout(response.rollout, binding.release, binding.environment)
 
     show(response, options["output"], text)
+
+
+def _tell_interrupted(connection: Connection, app: str, environment: str, request: Any) -> None:
+    """A call that was broken off may have been carried out: what is live says so, as far as anything does."""
+    stub = deployments_pb2_grpc.DeploymentServiceStub(connection.channel)
+    found = connection.find(stub.GetBinding, pb.GetBindingRequest(app=app, environment=environment))
+    live = f"{found.binding.release} is live in {environment}, at revision {found.binding.revision}" if found else "nothing is live there"
+    click.echo(f"pointsman: stopped waiting for the gateways; {live}. See pointsman status.", err=True)
+    click.echo(f"The same with --request-id {request.request_id} waits again, and changes nothing twice.", err=True)
 
 
 def _tell_difference(connection: Connection, binding: pb.Binding) -> None:

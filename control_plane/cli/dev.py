@@ -6,8 +6,8 @@ import contextlib
 import importlib.util
 import signal
 import threading
-import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -166,8 +166,11 @@ def _fill(run: _Commands, watched: WatchedFile) -> None:
 def _release_when_saved(run: _Commands, watched: WatchedFile) -> None:
     """A file that says something new is released and deployed to staging; or the reason why not is told, and what is live stays."""
     if not watched.has_news():
+        if watched.is_gone:
+            click.echo(f"{watched.path} is gone, or cannot be read; what is live stays. It is looked at again once it is back.")
         return
-    tag = f"dev-{time.strftime('%Y%m%d-%H%M%S')}"
+    # To the millisecond: who saves twice in a second has two releases.
+    tag = f"dev-{datetime.now().astimezone().strftime('%Y%m%d-%H%M%S.%f')[:-3]}"
     for arguments in (("app", "push", str(watched.path)), ("release", "create", tag, "--description", "Saved", "--deploy-to", "staging")):
         result = run(*arguments)
         if result.exit_code:

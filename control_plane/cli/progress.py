@@ -14,6 +14,7 @@ import grpc
 from control_plane.cli import can_draw
 from control_plane.cli.client import Connection, metadata
 from control_plane.cli.output import ago, harmless
+from control_plane.cli.tables import is_terminal
 from pointsman.v1 import deployments_pb2, deployments_pb2_grpc, gateways_pb2, gateways_pb2_grpc
 
 # Most rollouts are over before anybody could read a line.
@@ -30,7 +31,7 @@ def told_live(connection: Connection, app: str, environment: str, output: str) -
 
     The change itself tells the verdict; what cannot be asked is left out.
     """
-    if output != "text" or not (sys.stdout.isatty() and sys.stderr.isatty() and can_draw()):
+    if output != "text" or not (is_terminal(sys.stdout) and is_terminal(sys.stderr) and can_draw()):
         yield
         return
     view = _View(connection, app, environment)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+GONE_LOOKS = 10
+
 
 class WatchedFile:
     """Remembers what the file said when it was used last, over restarts: a SHA-256 in a small file of its own, `kept`."""
@@ -14,11 +16,17 @@ class WatchedFile:
         self._kept = kept
         self._seen: tuple[int, int] | None = None
         self._used = kept.read_text() if kept.exists() else ""
+        self._gone_looks = 0
 
     @property
     def is_known(self) -> bool:
         """Whether it was ever used."""
         return bool(self._used)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has not been there, or could not be read, for longer than an editor takes. True at one look alone."""
+        return self._gone_looks == GONE_LOOKS
 
     def has_news(self) -> bool:
         """Whether it says anything else than when it was used last; True once for each such text. Costs one stat while nobody saves."""
@@ -29,7 +37,9 @@ class WatchedFile:
             digest = self._digest()
         except OSError:
             # An editor that replaces the file takes it away for a moment; it is looked at again.
+            self._gone_looks += 1
             return False
+        self._gone_looks = 0
         self._seen = (found.st_mtime_ns, found.st_size)
         if digest == self._used:
             return False

@@ -7,6 +7,7 @@ import shutil
 import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
+from typing import TextIO
 
 import click
 
@@ -25,7 +26,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], empty: str) ->
         return
     told = fitted([headings, *rows], terminal_width())
     for line in next(told):
-        click.echo(click.style(line, bold=True) if sys.stdout.isatty() else line)
+        click.echo(click.style(line, bold=True) if is_terminal(sys.stdout) else line)
     for row in told:
         click.echo("\n".join(row))
 
@@ -47,9 +48,14 @@ def room_beside(rows: Sequence[Sequence[str]]) -> float:
     return terminal_width() - sum(max(map(_width, column)) + GAP for column in zip(*rows, strict=True))
 
 
+def is_terminal(stream: TextIO | None) -> bool:
+    """A stream that was closed before the start is None."""
+    return stream is not None and stream.isatty()
+
+
 def terminal_width() -> float:
     """In characters; without end where there is no terminal."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf
+    return shutil.get_terminal_size().columns if is_terminal(sys.stdout) else math.inf
 
 
 def _layout(widths: list[int], room: float) -> tuple[int, list[Columns]]:
