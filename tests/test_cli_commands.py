@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import uuid
+from pathlib import Path
 
 import click
 import pytest
@@ -17,10 +18,11 @@ from control_plane.cli import COMMANDS, main
 from pointsman.v1 import apps_pb2
 from tests.clients import cli, cli_done
 from tests.eventually import eventually
+from tests.executions import ran, report
 from tests.processes import BIN, clean_environment
 from tests.sample_apps import as_yaml, marked
 from tests.simulated_gateway import SimulatedGateway
-from tests.terminal import shown
+from tests.terminal import shown, terminal
 
 
 @pytest.fixture
@@ -224,6 +226,66 @@ async def test_a_rollout_is_told_live_on_a_terminal(shop, stack):
     assert re.match(r"2/3 gateways serve v1 in staging, revision \d+, 1\d{3} ms\n  not yet: slow ", last), last
 
 
+async def test_ctrl_c_amid_a_rollout_says_what_is_live(shop, stack):
+    servers = {"POINTSMAN_SERVER": stack.control_plane.grpc, "POINTSMAN_APP": shop["POINTSMAN_APP"]}
+    async with SimulatedGateway("slow", apply=False, apps=[shop["POINTSMAN_APP"]]).connected(stack.control_plane.grpc):
+        async with terminal(BIN / "pointsman", "deploy", "v1", "--to", "staging", "--wait", "1m", **servers) as found:
+            await found.until("2/3 gateways serve v1")
+            found.press("\x03")
+            assert await found.end() == 1
+    last = found.shown.rpartition("\x1b[J")[2]
+    assert re.match(r"pointsman: stopped waiting for the gateways; v1 is live in staging, at revision \d+\. See pointsman status\.\n", last)
+    # The same again is no second deployment.
+    request_id = re.search(r"--request-id (\S+) waits again", last)[1]
+    await cli_done("deploy", "v1", "--to", "staging", "--wait", "1m", "--request-id", request_id, **shop)
+    assert len((await as_json("history", "staging", **shop))["deployments"]) == 1
+
+
+async def test_status_tells_of_gateways_that_are_not_on_what_is_live_and_of_failures(shop, stack):
+    app = shop["POINTSMAN_APP"]
+    await cli_done("deploy", "v1", "--to", "staging", **shop)
+    assert "nothing ran on it in the last 15 minutes" in await cli_done("status", **shop)
+    await report(stack.plane, ran(app, "v1", environment="staging"), ran(app, "v1", environment="staging", outcome="FAILED"))
+    async with SimulatedGateway("slow", apply=False, apps=[app]).connected(stack.control_plane.grpc):
+        await cli_done("deploy", "v2", "--to", "staging", "--wait", "0", **shop)
+        await cli_done("deploy", "v1", "--to", "staging", "--wait", "500ms", **shop)
+        told = await cli_done("status", **shop)
+    assert re.search(r" 2/3 +1/2 ", told)
+    assert "3 gateways connected, 1 of them not on all that is live; see pointsman gateways\n" in told
+    assert re.search(r"^gateway slow is at revision \d+; it was last heard \d s ago$", told, re.MULTILINE)
+    assert told.endswith("1 of 2 executions on it failed in the last 15 minutes; see pointsman logs --outcome failed\n")
+
+
+async def test_a_name_that_is_not_there_is_told_where_nothing_is_found(shop):
+    app = shop["POINTSMAN_APP"]
+    for arguments, words in (
+        (("logs", "-e", "stagin"), "There is no environment 'stagin'. Did you mean staging?"),
+        (("logs", "--release", "v11"), f"App '{app}' has no release 'v11'. Did you mean v"),
+        (("execution", "list", "-e", "prod"), "There is no environment 'prod'."),
+        (("summary", "--app", app[:-1]), f"There is no app '{app[:-1]}'. Did you mean "),
+    ):
+        done = await cli(*arguments, **shop)
+        assert done.code == 0
+        assert f"pointsman: {words}" in done.stderr
+    done = await cli("logs", "-e", "staging", **shop)
+    assert (done.stdout, done.stderr) == ("", "pointsman: Nothing that passes is on record.\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here, which is Linux's")
+def test_a_disk_that_is_full_is_told_in_a_line(stack):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [BIN / "pointsman", "app", "list"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=clean_environment(POINTSMAN_SERVER=stack.control_plane.grpc),
+            timeout=30,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "Error: No space left on device\n")
+
+
 OTHER_PROCESSES = {
     "control-plane": "--store",
     "gateway": "--state-dir",
@@ -231,6 +293,10 @@ OTHER_PROCESSES = {
     "copy-store": "--from",
     "token bootstrap": "--force",
 }
+
+
+# They run until they are ended, or print what another program takes.
+NOTHING_TO_TELL = ("dev", "demo", "certs", "completion")
 
 
 def test_every_command_has_help_with_an_example_on_a_line_of_its_own():
@@ -245,6 +311,7 @@ def test_every_command_has_help_with_an_example_on_a_line_of_its_own():
             assert done.output.startswith(f"Usage: pointsman {' '.join(words)}")
             (example,) = re.findall(r"Example:\n\s+(pointsman .*)", done.output)
             assert " ".join(words) in example.replace("--app shop ", "")
+            assert (name in NOTHING_TO_TELL) != ("-o, --output" in done.output), words
             checked += 1
     assert checked >= 20
 

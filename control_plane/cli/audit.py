@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Iterator
 from datetime import datetime
@@ -13,7 +12,7 @@ import click
 from control_plane.cli.client import REFUSED, Connection, server_options
 from control_plane.cli.moments import MOMENT
 from control_plane.cli.names import ENVIRONMENT
-from control_plane.cli.output import output_option, short, show, when, whole
+from control_plane.cli.output import one_of_many, output_option, print_plain, short, show, when
 from control_plane.cli.tables import table
 from pointsman.audit import FIRST, entry_hash
 from pointsman.v1 import audit_pb2 as pb
@@ -81,20 +80,22 @@ def list_(
 @command.command()
 @click.option("--out", type=click.File("w"), default="-", help="File to write to. [stdout]")
 @server_options(app=False)
-def export(out: Any, server: str | None) -> None:
+@output_option
+def export(out: Any, server: str | None, output: str) -> None:
     """Print all entries, oldest first, one JSON object on each line, for `audit verify --file` and other programs.
 
     Example: pointsman audit export --out audit.jsonl
     """
     for entry in _all(Connection("server", server)):
-        out.write(json.dumps(whole(entry), ensure_ascii=False) + "\n")
+        out.write(one_of_many(entry, "yaml" if output == "yaml" else "json"))
 
 
 @command.command()
 @click.option("--file", "exported", type=click.File("rb"), help="Of `audit export`; instead of asking the control plane.")
 @click.option("--expect", metavar=ANCHOR, help="An entry's hash that was kept elsewhere: the chain must still have it.")
 @server_options(app=False)
-def verify(exported: BinaryIO | None, expect: str | None, server: str | None) -> None:
+@output_option
+def verify(exported: BinaryIO | None, expect: str | None, server: str | None, output: str) -> None:
     """Compute the chain anew, here, and compare. Exit status 1: somebody has changed, added or taken out entries.
 
     What was cut off at the end shows only by --expect: keep a line that this command prints, where nobody can change it.
@@ -117,7 +118,11 @@ def verify(exported: BinaryIO | None, expect: str | None, server: str | None) ->
         previous = hashed
     if not met:
         _broken(f"entry {position} is missing: the log ends with entry {count}")
-    click.echo(f"{count} entries, the chain is whole; to check later that it was only added to: --expect {count}:{previous.hex()}")
+    anchor = f"{count}:{previous.hex()}"
+    if output != "text":
+        print_plain({"entries": count, "anchor": anchor}, output)
+        return
+    click.echo(f"{count} entries, the chain is whole; to check later that it was only added to: --expect {anchor}")
 
 
 def _all(connection: Connection) -> Iterator[pb.AuditEntry]:

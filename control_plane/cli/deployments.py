@@ -95,7 +95,7 @@ def _tell_interrupted(connection: Connection, app: str, environment: str, reques
     found = connection.find(stub.GetBinding, pb.GetBindingRequest(app=app, environment=environment))
     live = f"{found.binding.release} is live in {environment}, at revision {found.binding.revision}" if found else "nothing is live there"
     click.echo(f"pointsman: stopped waiting for the gateways; {live}. See pointsman status.", err=True)
-    click.echo(f"The same with --request-id {request.request_id} waits again, and changes nothing twice.", err=True)
+    click.echo(f"The same command with --request-id {request.request_id} waits again, and changes nothing twice.", err=True)
 
 
 def _tell_difference(connection: Connection, binding: pb.Binding) -> None:

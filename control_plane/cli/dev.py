@@ -24,6 +24,7 @@ from pointsman.errors import did_you_mean
 FIRST_RELEASE = "v1.0.0"
 SAMPLES_HELP = f"Which app: {'; '.join(f'{sample.name} ({sample.shows})' for sample in SAMPLES.values())}."
 LOOK_SECONDS = 0.2
+ANOTHER_RUNS = "If another `pointsman dev` runs, end it, or give this one other ports (0: a free one) and a --data-dir; see --help."
 
 
 class _SampleName(click.Choice[str]):
@@ -71,7 +72,7 @@ def command(sample: str, data_dir: Path, app_file: Path | None, app: str | None,
             services = {name: _serve(stack, data_dir, name, ports[f"{name}_port"]) for name in chosen.services}
             control_plane, gateway = _start(stack, data_dir, ports)
         except (ChildFailedError, OSError) as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(f"{error}\n{ANOTHER_RUNS}") from error
         if app_file is None:
             file = data_dir / f"{app}.yaml"
             if not file.exists():

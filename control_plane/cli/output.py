@@ -65,13 +65,17 @@ def print_plain(value: object, output: str) -> None:
 
 
 def print_one(message: Message, output: str) -> None:
-    """Prints one message of many as `json`, on one line, or as `yaml`, a document."""
-    if output == "json":
-        click.echo(json.dumps(whole(message), ensure_ascii=False))
-    else:
-        from pointsman.plain import as_yaml
+    """Prints one message of many."""
+    click.echo(one_of_many(message, output), nl=False)
 
-        click.echo(as_yaml(whole(message), document=True), nl=False)
+
+def one_of_many(message: Message, output: str) -> str:
+    """One message of many as `json`, on one line, or as `yaml`, a document."""
+    if output == "json":
+        return json.dumps(whole(message), ensure_ascii=False) + "\n"
+    from pointsman.plain import as_yaml
+
+    return as_yaml(whole(message), document=True)
 
 
 def print_config(config: Message) -> None:
