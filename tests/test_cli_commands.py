@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import re
 import subprocess
@@ -92,6 +93,13 @@ async def test_create_with_deploy_to_and_what_json_looks_like(shop):
     assert done["rollout"]["gateways_pending"] == done["rollout"]["gateways_rejected"] == []
     assert done["deployment"]["reason"] == ""
     assert list(done["release"])[:3] == ["app", "tag", "description"]
+
+
+async def test_releases_are_searched_as_in_the_console(shop):
+    for search, tags in (("THE V", ["v2", "v1"]), ("v1", ["v1"]), (f"{getpass.getuser()}@", ["v2", "v1"]), ("nothing of the kind", [])):
+        listed = await as_json("release", "list", "--search", search, **shop)
+        assert [release["tag"] for release in listed["releases"]] == tags
+    assert "has 'v9' in its tag" in await cli_done("release", "list", "--search", "v9", **shop)
 
 
 async def test_status_and_gateways(shop, stack):
@@ -304,6 +312,10 @@ def test_every_command_has_help_with_an_example_on_a_line_of_its_own():
     for name in COMMANDS:
         command = main.get_command(click.Context(main), name)
         assert command is not None
+        # Of a group: each of its commands in a line that is not cut off.
+        if hasattr(command, "commands"):
+            told = CliRunner().invoke(main, [name, "--help"], prog_name="pointsman", env={"COLUMNS": "80"}).output
+            assert not [line for line in told.splitlines()[1:] if line.endswith("...")]
         for words in [(name, inner) for inner in getattr(command, "commands", ())] or [(name,)]:
             if " ".join(words) in OTHER_PROCESSES:
                 continue  # they become other processes, which have a test below

@@ -68,7 +68,7 @@ class Lazy(click.Group):
 COMMANDS = {
     "demo": ("control_plane.cli.demo:command", "Walk the whole release workflow against real servers."),
     "dev": ("control_plane.cli.dev:command", "Both servers with a sample app, until Ctrl-C."),
-    "app": ("control_plane.cli.apps:command", "An app and its draft: push, validate, show."),
+    "app": ("control_plane.cli.apps:command", "Apps and their drafts: create, list, validate, push, draft."),
     "release": ("control_plane.cli.releases:command", "Releases: create, list, show, diff, prune."),
     "deploy": ("control_plane.cli.deployments:deploy", "Make a release live in an environment."),
     "promote": ("control_plane.cli.deployments:promote", "Make what is live in one environment live in another."),

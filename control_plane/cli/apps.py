@@ -55,7 +55,7 @@ def list_apps(server: str | None, output: str) -> None:
     show(response, output, lambda: table(headings, rows, "There is no app yet. Make one: pointsman --app NAME app push FILE"))
 
 
-@command.command()
+@command.command(short_help="Check an app file without a server.")
 @click.argument("file")
 @output_option
 def validate(file: str, output: str) -> None:
@@ -76,7 +76,7 @@ def validate(file: str, output: str) -> None:
     )
 
 
-@command.command()
+@command.command(short_help="Make the app's draft what a file says.")
 @click.argument("file")
 @click.option("--expected-draft-version", type=click.IntRange(0), help="Refuse when the draft is at another version.")
 @click.option("--dry-run", is_flag=True, help="Check only; store nothing.")

@@ -27,7 +27,7 @@ def command() -> None:
     """Who changed what, and who was refused."""
 
 
-@command.command("list")
+@command.command("list", short_help="List entries, newest first.")
 @click.option("-e", "--environment", type=ENVIRONMENT, default="", help="Only in this one.")
 @click.option("--actor", default="", help="Only by this one: a name as it is listed, or a token's id.")
 @click.option("--method", default="", help="Only this one, e.g. Deploy.")
@@ -77,7 +77,7 @@ def list_(
     show(response, output, lambda: table(headings, rows, "Nothing is recorded that passes."))
 
 
-@command.command()
+@command.command(short_help="Print all entries, oldest first.")
 @click.option("--out", type=click.File("w"), default="-", help="File to write to. [stdout]")
 @server_options(app=False)
 @output_option

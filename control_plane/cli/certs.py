@@ -30,7 +30,7 @@ def command() -> None:
     """Certificates."""
 
 
-@command.command()
+@command.command(short_help="Make an authority to throw away, and certificates of it.")
 @click.option("--dir", "folder", type=click.Path(file_okay=False, path_type=Path), default="certs", show_default=True, help="Where to.")
 @click.option("--host", "hosts", multiple=True, help="A name or address of the servers, beside this machine's; may be repeated.")
 @click.option("--gateway", "gateways", multiple=True, help="A gateway's id, to make its certificate; may be repeated. [this host's name]")

@@ -19,7 +19,7 @@ def command() -> None:
     """Rehearse failures, on running servers."""
 
 
-@command.command()
+@command.command(short_help="Make gateways do without their control plane.")
 @click.argument("gateways", nargs=-1, metavar="[HOST:PORT]...")
 @click.option("--for", "seconds", type=DURATION, required=True, help="How long: 30s, 5m; at most 10m; 0 ends one that goes on.")
 @server_options(app=False, gateway=True)

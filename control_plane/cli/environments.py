@@ -91,7 +91,7 @@ def _staleness(one: pb.Environment) -> str:
     return f"{action} after {one.max_staleness.ToTimedelta().total_seconds():g} s"
 
 
-@command.command()
+@command.command(short_help="Change an environment.")
 @click.argument("name", type=ENVIRONMENT)
 @click.option("--description", help="The new one.")
 @_staleness_options

@@ -128,7 +128,7 @@ def list_(limit: int, server: str | None, app: str | None, output: str, **filter
     show(response, output, text)
 
 
-@command.command("show")
+@command.command("show", short_help="Show one execution, its steps as a timeline.")
 @click.argument("execution_id")
 @server_options(app=False)
 @output_option

@@ -16,6 +16,7 @@ from pointsman.v1 import releases_pb2 as pb
 from pointsman.v1 import releases_pb2_grpc
 
 DEPLOY_SECONDS = PRUNE_SECONDS = 60.0
+NO_RELEASE = "App {} has no release yet. Make one: pointsman release create TAG"
 
 
 @click.group("release")
@@ -56,16 +57,21 @@ def create(tag: str, description: str, deploy_to: str, dry_run: bool, server: st
 
 
 @command.command("list")
+@click.option("--search", default="", metavar="TEXT", help="Only those with it in their tag, description, digest or author.")
 @click.option("--limit", type=click.IntRange(1, 500), default=50, show_default=True, help="How many of the newest.")
 @server_options()
 @output_option
-def list_releases(limit: int, server: str | None, app: str | None, output: str) -> None:
+def list_releases(search: str, limit: int, server: str | None, app: str | None, output: str) -> None:
     """List the releases, newest first.
 
-    Example: pointsman --app shop release list
+    Example: pointsman --app shop release list --search friendlier
     """
     connection, stub, name = _open(server, app)
-    response = connection.call(stub.ListReleases, pb.ListReleasesRequest(app=name, page_size=limit))
+    request = pb.ListReleasesRequest(app=name, page_size=limit)
+    if search:
+        response = _found(connection.every(stub.ListReleases, request, "releases"), search, limit)
+    else:
+        response = connection.call(stub.ListReleases, request)
     rows = [
         (
             release.tag,
@@ -79,7 +85,16 @@ def list_releases(limit: int, server: str | None, app: str | None, output: str) 
         for release in response.releases
     ]
     headings = ("TAG", "STATE", "ENVIRONMENTS", "CREATED (UTC)", "BY", "DIGEST", "DESCRIPTION")
-    show(response, output, lambda: table(headings, rows, f"App {name} has no release yet. Make one: pointsman release create TAG"))
+    empty = f"No release of {name} has {search!r} in its tag, description, digest or author." if search else NO_RELEASE.format(name)
+    show(response, output, lambda: table(headings, rows, empty))
+
+
+def _found(response: pb.ListReleasesResponse, search: str, limit: int) -> pb.ListReleasesResponse:
+    """As the console searches: without regard to case."""
+    wanted = search.casefold()
+    texts = ((one, (one.tag, one.description, one.digest, one.created_by)) for one in response.releases)
+    found = [one for one, parts in texts if any(wanted in part.casefold() for part in parts)]
+    return pb.ListReleasesResponse(releases=found[:limit])
 
 
 @command.command("show")
@@ -105,7 +120,7 @@ def show_release(tag: str, server: str | None, app: str | None, output: str) -> 
     show(response, output, text)
 
 
-@command.command("diff")
+@command.command("diff", short_help="Tell what changed from one release to another.")
 @click.argument("from_release", type=TAG)
 @click.argument("to_release", type=TAG, default="")
 @server_options()
@@ -126,7 +141,7 @@ def diff_releases(from_release: str, to_release: str, server: str | None, app: s
     show(response, output, text)
 
 
-@command.command("prune")
+@command.command("prune", short_help="Delete releases that are old and out of use.")
 @click.option("--keep-last", type=click.IntRange(1), required=True, metavar="N", help="Keep the N newest releases, in use or not.")
 @click.option(
     "--keep-deployments", type=click.IntRange(1), metavar="M", help="Keep what was live in the last M deployments of any environment. [10]"

@@ -30,7 +30,7 @@ class Rerun:
     message: str = ""
 
 
-@click.command("rerun")
+@click.command("rerun", short_help="Send captured inputs again, to what is live now.")
 @click.argument("execution_ids", nargs=-1, required=True, metavar="ID...")
 @click.option("--timeout", type=DURATION, default="60s", show_default=True, help="How long to wait for each answer: 10s, 500ms, 2m.")
 @server_options(app=False, gateway=True, server=True)

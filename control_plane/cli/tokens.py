@@ -24,7 +24,7 @@ def command() -> None:
     """Who may do what. From the first token on every call needs one, in POINTSMAN_TOKEN."""
 
 
-@command.command(context_settings=_PASS_ALL)
+@command.command(context_settings=_PASS_ALL, short_help="Make the first admin token.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def bootstrap(ctx: click.Context, arguments: tuple[str, ...]) -> None:
