@@ -1,0 +1,78 @@
+"""Every action of the console is a command, and every command an action of the console, or it is said why not."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+
+from control_plane.cli import COMMANDS, main
+
+ROOT = Path(__file__).parent.parent
+# What does on the command line what a page does; several where it shows and changes.
+PAGES = {
+    "/apps": ["app list", "app create"],
+    "/apps/{app}/releases": ["release list", "release create"],
+    "/apps/{app}/new-release": ["release create"],
+    "/apps/{app}/check-tag": ["release create"],
+    "/apps/{app}/releases/{tag}": ["release show"],
+    "/apps/{app}/prune": ["release prune"],
+    "/apps/{app}/compare": ["release diff"],
+    "/apps/{app}/environments": ["status"],
+    "/apps/{app}/environments/{environment}": ["status", "history"],
+    "/apps/{app}/environments/{environment}/rollout": ["deploy", "watch"],
+    "/apps/{app}/deploy": ["deploy"],
+    "/apps/{app}/promote": ["promote"],
+    "/apps/{app}/rollback": ["rollback"],
+    "/apps/{app}/draft": ["app draft", "app validate", "app push"],
+    "/apps/{app}/editor": ["app draft"],
+    "/apps/{app}/editor/change": ["app push"],
+    "/apps/{app}/editor/form": ["app push"],
+    "/apps/{app}/changes": ["release diff"],
+    "/apps/{app}/executions": ["execution list", "logs"],
+    "/apps/{app}/executions/tail": ["logs"],
+    "/apps/{app}/executions/{execution}": ["execution show"],
+    "/apps/{app}/try": ["trigger", "execution rerun"],
+    "/apps/{app}/summary": ["summary"],
+    "/apps/{app}/reports/{deployment}": ["rollback-report"],
+    "/environments": ["environment list", "environment create"],
+    "/environments/{environment}": ["environment update"],
+    "/environments/{environment}/delete": ["environment delete"],
+    "/gateways": ["gateways", "rebalance"],
+    "/audit": ["audit list"],
+    "/tokens": ["token list", "token create"],
+    "/tokens/{token}": ["token list", "token revoke"],
+}
+# A command shows POINTSMAN_TOKEN.
+SIGNING = {"/sign-in", "/sign-out"}
+# The README of the control plane says why there is no page for these.
+WITHOUT_PAGE = {"backup", "copy-store", "certs dev", "token bootstrap", "drill outage", "audit verify", "audit export"}
+# They start servers, or are of the shell.
+OF_THE_MACHINE = {"demo", "dev", "control-plane", "gateway", "completion"}
+
+
+def commands() -> set[str]:
+    """Every one, with its group."""
+    found = set()
+    for name in COMMANDS:
+        command = main.get_command(click.Context(main), name)
+        assert command is not None
+        inner = getattr(command, "commands", None)
+        found |= {f"{name} {one}" for one in inner} if inner else {name}
+    return found
+
+
+def test_every_page_has_its_commands():
+    pages = set(re.findall(r'Page\("([^"]+)"', (ROOT / "control_plane/console/app.py").read_text()))
+    assert pages == PAGES.keys() | SIGNING
+    named = {command for found in PAGES.values() for command in found}
+    assert named <= commands()
+
+
+def test_every_command_has_its_page_or_a_reason():
+    on_pages = {command for found in PAGES.values() for command in found}
+    assert commands() - on_pages == WITHOUT_PAGE | OF_THE_MACHINE
+    text = (ROOT / "control_plane/README.md").read_text()
+    reasons = text.partition("- **Commands without a page**")[2].partition("\n- **")[0]
+    assert {command.removesuffix(" dev") for command in WITHOUT_PAGE} == set(re.findall(r"`([^`]+)`", reasons))
