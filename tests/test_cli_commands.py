@@ -123,6 +123,8 @@ async def test_status_and_gateways(shop, stack):
     assert (ran["release"], ran["executions"], ran["failed"]) == ("v1", "1", "0")
     listed = await as_json("gateways", control_plane=stack.control_plane)
     assert [(gateway["gateway_id"], gateway["connected"]) for gateway in listed["gateways"]] == [("east", True), ("west", True)]
+    text = await cli_done("gateways", control_plane=stack.control_plane)
+    assert re.search(r"^east +yes +\d+ +\d+ s ago +\d+ (s|min) ", text, re.MULTILINE)
 
 
 async def test_trigger_prints_the_answer_alone_on_stdout(shop):

@@ -94,13 +94,16 @@ def when(moment: Timestamp) -> str:
 
 def ago(moment: Timestamp) -> str:
     """How long ago, in one unit."""
-    if not moment.seconds:
-        return "never"
+    return f"{lasting(moment)} ago" if moment.seconds else "never"
+
+
+def lasting(moment: Timestamp) -> str:
+    """For how long already, in one unit."""
     seconds = (datetime.now(UTC) - moment.ToDatetime(tzinfo=UTC)).total_seconds()
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
-            return f"{seconds / size:.0f} {unit} ago"
-    return f"{max(seconds, 0):.0f} s ago"
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
 
 
 def harmless(text: str) -> str:

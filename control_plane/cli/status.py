@@ -10,7 +10,7 @@ import click
 from control_plane.cli.client import Connection, server_options
 from control_plane.cli.durations import DURATION
 from control_plane.cli.moments import MOMENT
-from control_plane.cli.output import ago, harmless, output_option, print_plain, short, show, when, whole
+from control_plane.cli.output import ago, harmless, lasting, output_option, print_plain, short, show, when, whole
 from control_plane.cli.tables import table
 from pointsman.v1 import (
     deployments_pb2,
@@ -156,6 +156,7 @@ def gateways(server: str | None, output: str) -> None:
             "yes" if gateway.connected else "no",
             str(gateway.revision),
             ago(gateway.last_heard_time),
+            lasting(gateway.start_time) if gateway.connected and gateway.HasField("start_time") else "",
             str(len(gateway.bindings)),
             str(sum(bool(loaded.rejection) for loaded in gateway.bindings)),
             gateway.version,
@@ -163,7 +164,7 @@ def gateways(server: str | None, output: str) -> None:
         )
         for gateway in response.gateways
     ]
-    headings = ("GATEWAY", "CONNECTED", "REVISION", "HEARD", "BINDINGS", "REFUSED", "VERSION", "FROM")
+    headings = ("GATEWAY", "CONNECTED", "REVISION", "HEARD", "UP", "BINDINGS", "REFUSED", "VERSION", "FROM")
     show(response, output, lambda: table(headings, rows, "No gateway has connected yet. Start one: pointsman gateway"))
 
 
