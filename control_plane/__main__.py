@@ -119,6 +119,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             environments=Environments(store, utc_now),
             releases=releases,
             deployments=deployments,
+            past=Past(store),
             executions=executions,
             tail=tail,
             tokens=Tokens(store, hub, gateways, utc_now),
@@ -149,7 +150,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
 def _add_services(server: Any, parts: Parts, store: Store) -> list[str]:
     """Every gRPC service; their full names."""
     releases, executions = parts.releases, parts.executions
-    deployments = DeploymentServicer(parts.deployments, Past(store), parts.hub)
+    deployments = DeploymentServicer(parts.deployments, parts.past, parts.hub)
     apps_pb2_grpc.add_AppServiceServicer_to_server(AppServicer(parts.apps), server)
     environments_pb2_grpc.add_EnvironmentServiceServicer_to_server(EnvironmentServicer(parts.environments), server)
     releases_pb2_grpc.add_ReleaseServiceServicer_to_server(ReleaseServicer(releases, parts.retention), server)

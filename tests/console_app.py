@@ -31,6 +31,7 @@ from control_plane.service.deployments import Deployments, Options
 from control_plane.service.environments import Environments
 from control_plane.service.executions import Executions
 from control_plane.service.paging import PageRequest
+from control_plane.service.past import Past
 from control_plane.service.releases import Releases
 from control_plane.service.retention import Retention
 from control_plane.service.snapshots import snapshot_of
@@ -117,6 +118,7 @@ async def open_site(folder: Path, gateway_url: str = "", store_url: str = "") ->
         environments=Environments(store, utc_now),
         releases=Releases(store, deployments, utc_now),
         deployments=deployments,
+        past=Past(store),
         executions=Executions(store, kept, tail, utc_now),
         tail=tail,
         tokens=Tokens(store, hub, gateways, utc_now),

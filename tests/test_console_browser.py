@@ -222,6 +222,7 @@ PAGES = {
     "snapshot": "/apps/support-chat/releases/v1.2.0",
     "compare": "/apps/support-chat/compare?from=v1.1.0&to=v1.2.0",
     "environments": "/apps/support-chat/environments",
+    "environments-past": "/apps/support-chat/environments?as_of=0s",
     "environment": "/apps/support-chat/environments/staging",
     "deploy": "/apps/support-chat/deploy",
     "promote": "/apps/support-chat/promote?from=staging&to=production",
@@ -233,7 +234,7 @@ PAGES = {
     "empty": "/apps/support-chat/releases?q=nothing",
 }
 # Also dark, and as on a phone.
-KEPT_TWICE = ("releases", "promote")
+KEPT_TWICE = ("releases", "promote", "environments-past")
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ PAGES = (
     f"/apps/{APP}/releases/{TAG}",
     f"/apps/{APP}/compare?from=v1&to={TAG}",
     f"/apps/{APP}/environments",
+    f"/apps/{APP}/environments?as_of=0s",
     f"/apps/{APP}/environments/{PLACE}",
     f"/apps/{APP}/deploy",
     f"/apps/{APP}/deploy?release={TAG}&environment=production",

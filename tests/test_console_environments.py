@@ -1,17 +1,20 @@
-"""Environments in the console: made, changed, and deleted once it is said what is lost."""
+"""Environments in the console: made, changed, and deleted once it is said what is lost; what was live in them at a moment."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from datetime import timedelta
+from urllib.parse import quote
 
 import pytest
 
 from control_plane.model import Role, StaleAction
 from control_plane.service.calls import Call
+from control_plane.service.paging import PageRequest
 from control_plane.service.tokens import NewToken
 from pointsman.errors import EnvironmentNotFound
-from tests.console_app import open_site
+from tests.console_app import ANN, open_site
 
 
 @pytest.fixture
@@ -103,6 +106,52 @@ async def test_what_is_deployed_meanwhile_is_not_lost_unseen(site):
     assert "has changed since the page was made" in refused.text
     assert "2 apps are live here" in refused.text
     assert await site.live("chat", "staging") == "v7"
+
+
+async def test_the_past_is_shown_and_changes_nothing(site):
+    await site.release("shop", "v2")
+    for tag, environment in (("v1", "staging"), ("v1", "production"), ("v2", "staging")):
+        await site.deploy("shop", tag, environment)
+    newest_first = (await site.parts.deployments.history("shop", "", PageRequest(size=3))).items
+    second, third = newest_first[1].create_time, newest_first[0].create_time
+    await site.parts.environments.delete("staging", ANN, force=True)
+    await site.send("/environments", environment="later", stale_action="SERVE")
+    where = "/apps/shop/environments"
+
+    page = await site.page(f"{where}?as_of={quote(third.isoformat())}")
+    assert re.findall(r'class="tag" href="[^"]+">([^<]+)<', page) == ["v1", "v2"]
+    assert "The past:" in page
+    assert f"{third:%Y-%m-%d %H:%M:%S} UTC" in page
+    # It is gone: there is no page of it.
+    assert "deleted since" in page
+    assert f'href="{where}/staging"' not in page
+    assert f'href="{where}/production"' in page
+    assert f'href="{where}"' in page
+    assert f'href="{where}/development"' in page
+    assert "later" not in page
+    for change in ("/deploy", "/promote", "/rollback", 'href="/environments"><', 'method="post"'):
+        assert change not in re.sub(r"(?s)<header.*?</header>", "", page), change
+    (line,) = re.findall(r"<pre[^>]*><code>(pointsman .*)</code>", page)
+    assert shlex.split(line)[-3:] == ["status", "--as-of", third.isoformat()]
+
+    page = await site.page(f"{where}?as_of={quote(second.isoformat())}")
+    assert re.findall(r'class="tag" href="[^"]+">([^<]+)<', page) == ["v1", "v1"]
+    assert "Nothing of shop was live then" in await site.page(f"{where}?as_of=2h")
+    assert "The past:" not in await site.page(where)
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("yesterday", "'yesterday' is no time: write how long ago, such as 15m or 2h"),
+        ("2999-01-01", "'2999-01-01' is yet to come"),
+    ],
+)
+async def test_a_time_that_cannot_be_shown_is_told_beside_its_field(site, typed, told):
+    page = await site.page(f"/apps/shop/environments?as_of={typed}", 400)
+    assert f'value="{typed}"' in page
+    assert told in re.search(r'<p class="hint wrong" id="w-as_of"[^>]*>([^<]+)', page)[1]
+    assert "The past:" not in page
 
 
 async def test_only_admins_change_them(site):

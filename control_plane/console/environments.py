@@ -1,17 +1,21 @@
-"""What is live where, since when, by whom; the history; who serves it."""
+"""What is live where, or was at a moment, since when, by whom; the history; who serves it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
+from datetime import datetime
 
 from starlette.responses import Response
 
+from control_plane.console.filters import moment_of
 from control_plane.console.pages import server_sent
 from control_plane.console.parts import Parts
 from control_plane.console.rollouts import MAX_NAMED, Rollouts
 from control_plane.console.visit import Visit
 from control_plane.service.paging import PageRequest
+from control_plane.storage.sql import from_micros
+from pointsman.errors import InvalidField, PointsmanError, Violation
 
 HISTORY_SIZE = 20
 # How late the live view may be.
@@ -28,17 +32,44 @@ class EnvironmentPages:
         self._rollouts = rollouts
 
     async def list(self, visit: Visit) -> Response:
-        """Each environment with what is live in it; those with nothing are only named."""
-        app = visit.part("app")
-        bindings = await self._parts.bindings_of(app)
+        """Each environment with what is live in it, or was `as_of` a moment; those with nothing are only named."""
+        app, typed = visit.part("app"), visit.asked("as_of")
+        moment: datetime | None = None
+        problem: PointsmanError | None = None
+        try:
+            moment = self._past_moment(typed)
+        except InvalidField as error:
+            problem = error
+        bindings = await self._parts.bindings_of(app, moment)
         known = await self._parts.all_environments()
+        names = [found.environment for found in known]
+        # Something was live in them then; they are deleted since.
+        gone = sorted(bindings.keys() - set(names))
         return visit.page(
             "environments.html",
             tab="environments",
+            problem=problem,
             app=app,
-            live=[(found.environment, bindings[found.environment]) for found in known if found.environment in bindings],
-            idle=[found.environment for found in known if found.environment not in bindings],
+            as_of=typed,
+            moment=moment,
+            gone=gone,
+            live=[(name, bindings[name]) for name in (*names, *gone) if name in bindings],
+            idle=[
+                found.environment for found in known if found.environment not in bindings and (not moment or found.create_time <= moment)
+            ],
+            line="" if moment is None else visit.command("--app", app, "status", "--as-of", moment.isoformat()),
         )
+
+    def _past_moment(self, text: str) -> datetime | None:
+        """None where nothing was typed. Raises InvalidField."""
+        now = self._parts.clock()
+        micros = moment_of("as_of", text, now)
+        if micros is None:
+            return None
+        moment = from_micros(micros)
+        if moment > now:
+            raise InvalidField([Violation("as_of", f"{text[:40]!r} is yet to come; write a time that has passed")])
+        return moment
 
     async def one(self, visit: Visit) -> Response:
         """What is live in one, who serves it, and how it came about."""

@@ -49,8 +49,8 @@ async def read_filters(visit: Visit, app: str, typed: Mapping[str, str], now: da
         error_reason=typed["error_reason"],
         outcome=int(Outcome[outcome]) if outcome else 0,
         min_duration=round(seconds_of("min_duration", least) * 1_000_000) if least else 0,
-        since=_moment("since", typed["since"], now),
-        until=_moment("until", typed["until"], now),
+        since=moment_of("since", typed["since"], now),
+        until=moment_of("until", typed["until"], now),
     )
 
 
@@ -71,7 +71,7 @@ def seconds_of(field: str, text: str) -> float:
     return seconds
 
 
-def _moment(field: str, text: str, now: datetime) -> int | None:
+def moment_of(field: str, text: str, now: datetime) -> int | None:
     """In microseconds since 1970, None where nothing was typed. Raises InvalidField."""
     if not text:
         return None

@@ -51,7 +51,7 @@ class Pages:
             auto_reload=False,
         )
         self._jinja.filters |= {"ago": self.ago, "short_digest": short_digest, "colour": colour, "milliseconds": milliseconds}
-        self._jinja.filters |= {"moment": moment, "took": took, "until": self.until, "lasting": self.lasting, "said": said}
+        self._jinja.filters |= {"moment": moment, "took": took, "until": self.until, "lasting": self.lasting, "said": said, "exact": exact}
         self._files: dict[str, tuple[bytes, str]] = {}
         for file in resources.files("control_plane.console").joinpath("static").iterdir():
             content = file.read_bytes()
@@ -127,6 +127,11 @@ def moment(micros: int) -> Markup:
     return Markup('<time datetime="{}" title="{} UTC">{}</time>').format(found.isoformat(), shown, shown)
 
 
+def exact(moment: datetime) -> Markup:
+    """A time to the second, in UTC."""
+    return _time(moment, _to_the_second(moment))
+
+
 def laid_out(text: str) -> str:
     """JSON over several lines; what is none stays as it is."""
     try:
@@ -160,8 +165,11 @@ def _in_one_unit(seconds: float, whole: Callable[[float], int] = int) -> str:
 def _time(moment: datetime, shown: str) -> Markup:
     """With the moment itself for machines and on hovering."""
     moment = moment.astimezone(UTC)
-    exact = moment.strftime("%Y-%m-%d %H:%M:%S UTC")
-    return Markup('<time datetime="{}" title="{}">{}</time>').format(moment.isoformat(timespec="seconds"), exact, shown)
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(moment.isoformat(timespec="seconds"), _to_the_second(moment), shown)
+
+
+def _to_the_second(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 @pass_context

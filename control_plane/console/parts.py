@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from control_plane.authority import Authority
 from control_plane.console.gateway_door import GatewayDoor
@@ -18,6 +19,7 @@ from control_plane.service.deployments import Deployments
 from control_plane.service.environments import Environments
 from control_plane.service.executions import Executions
 from control_plane.service.paging import MAX_PAGE_SIZE, PageRequest
+from control_plane.service.past import Past
 from control_plane.service.releases import Releases
 from control_plane.service.retention import Retention
 from control_plane.service.tokens import Tokens
@@ -33,6 +35,7 @@ class Parts:
     environments: Environments
     releases: Releases
     deployments: Deployments
+    past: Past
     executions: Executions
     tail: Tail
     tokens: Tokens
@@ -50,9 +53,10 @@ class Parts:
         newest_first = (await self.environments.list(PageRequest(size=MAX_PAGE_SIZE))).items
         return newest_first[::-1]
 
-    async def bindings_of(self, app: str) -> dict[str, Binding]:
-        """What is live, by environment. Raises AppNotFound."""
-        page = await self.deployments.bindings(app, "", PageRequest(size=MAX_PAGE_SIZE))
+    async def bindings_of(self, app: str, moment: datetime | None = None) -> dict[str, Binding]:
+        """What is live, or was at a moment, by environment. Raises AppNotFound."""
+        every = PageRequest(size=MAX_PAGE_SIZE)
+        page = await (self.deployments.bindings(app, "", every) if moment is None else self.past.bindings(app, "", moment, every))
         return {binding.environment: binding for binding in page.items}
 
     async def binding(self, app: str, environment: str) -> Binding | None:
