@@ -44,6 +44,10 @@ PAGES = {
     "/tokens": ["token list", "token create"],
     "/tokens/{token}": ["token list", "token revoke"],
 }
+# Commands that ask, and the page that asks the same: each of their options is a field of that name.
+FORMS = {"status": "environments.html", "trigger": "try.html", "execution list": "executions.html", "summary": "summary.html"}
+# Whom to ask and how to print; how many at once; the page has the input in forms of its own, and always streams.
+WITHOUT_FIELD = {"server", "gateway", "app", "ca", "certificate", "key", "output", "limit", "timeout", "data", "stream"}
 # A command shows POINTSMAN_TOKEN.
 SIGNING = {"/sign-in", "/sign-out"}
 # The README of the control plane says why there is no page for these.
@@ -52,14 +56,14 @@ WITHOUT_PAGE = {"backup", "copy-store", "certs dev", "token bootstrap", "drill o
 OF_THE_MACHINE = {"demo", "dev", "control-plane", "gateway", "completion"}
 
 
-def commands() -> set[str]:
-    """Every one, with its group."""
-    found = set()
+def commands() -> dict[str, click.Command]:
+    """Every one, by its name with that of its group."""
+    found = {}
     for name in COMMANDS:
         command = main.get_command(click.Context(main), name)
         assert command is not None
         inner = getattr(command, "commands", None)
-        found |= {f"{name} {one}" for one in inner} if inner else {name}
+        found |= {f"{name} {one}": of for one, of in inner.items()} if inner else {name: command}
     return found
 
 
@@ -67,12 +71,19 @@ def test_every_page_has_its_commands():
     pages = set(re.findall(r'Page\("([^"]+)"', (ROOT / "control_plane/console/app.py").read_text()))
     assert pages == PAGES.keys() | SIGNING
     named = {command for found in PAGES.values() for command in found}
-    assert named <= commands()
+    assert named <= commands().keys()
 
 
 def test_every_command_has_its_page_or_a_reason():
     on_pages = {command for found in PAGES.values() for command in found}
-    assert commands() - on_pages == WITHOUT_PAGE | OF_THE_MACHINE
+    assert commands().keys() - on_pages == WITHOUT_PAGE | OF_THE_MACHINE
     text = (ROOT / "control_plane/README.md").read_text()
     reasons = text.partition("- **Commands without a page**")[2].partition("\n- **")[0]
     assert {command.removesuffix(" dev") for command in WITHOUT_PAGE} == set(re.findall(r"`([^`]+)`", reasons))
+
+
+def test_what_a_command_can_be_asked_its_page_can_be_asked():
+    for name, template in FORMS.items():
+        options = {str(option.name) for option in commands()[name].params} - WITHOUT_FIELD
+        text = (ROOT / "control_plane/console/templates" / template).read_text()
+        assert {option for option in options if f'"{option}"' not in text} == set(), name

@@ -34,6 +34,7 @@ PAGES = {
     "summary": f"/apps/{APP}/summary",
     "report": f"/apps/{APP}/reports/{{deployment}}",
     "try": f"/apps/{APP}/try?environment=production",
+    "try-bounds": f"/apps/{APP}/try?environment=production&release=v1.1.0&min_revision=1",
     "shared-environments": "/environments",
     "environment-delete": "/environments/production",
     "tokens-none": "/tokens",
@@ -186,6 +187,20 @@ async def test_a_trigger_is_told_as_it_goes_and_can_be_stopped(shown, tmp_path):
             return len((await shown.plane.executions.ListExecutions(request)).executions) == 1
 
         await eventually(cancelled)
+
+
+@pytest.mark.parametrize("scripts", [False, True])
+async def test_a_trigger_can_be_held_to_a_release(shown, looks, scripts):
+    async with shown.page(java_script_enabled=scripts) as page:
+        await page.goto(f"/apps/{APP}/try?environment=production")
+        await page.get_by_text("More", exact=True).click()
+        for release, told in (("v0.9.0", "RELEASE_NOT_LOADED"), ("v1.1.0", '"last": "v1.1.0"')):
+            await page.get_by_label("Release").fill(release)
+            await page.get_by_role("button", name="Choose").click()
+            await page.get_by_label("message").fill("hello")
+            await page.get_by_role("button", name="Send to production").first.click()
+            await expect(page.get_by_role("region", name="Answer").get_by_text(told)).to_be_visible()
+            await expect(page.get_by_label("CLI")).to_contain_text(f"--release {release}")
 
 
 async def test_without_scripts_a_trigger_is_answered_with_the_page(shown, looks):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import html
 import json
 import re
 import shlex
@@ -122,6 +123,36 @@ async def test_without_an_address_the_page_says_what_to_set(tmp_path):
         assert "Send to" not in page
         (line,) = re.findall(r"<pre[^>]*><code>(pointsman .*)</code>", page)
         assert shlex.split(line)[-2:] == ["-d", '{"message": ""}']
+
+
+async def test_the_lines_to_copy_carry_what_it_may_run_on(tmp_path):
+    async with open_site(tmp_path, "http://127.0.0.1:9") as site:
+        await site.release("shop", "v1", deploy_to="production")
+        page = await site.page("/apps/shop/try?release=v0%2B1&min_revision=7")
+        assert "on v0+1 alone, and on nothing older than revision 7" in re.sub("</?code>", "", page)
+        cli, curl = (shlex.split(line) for line in re.findall(r"<pre[^>]*><code>((?:pointsman|curl) .*)</code>", page))
+        assert cli[-6:-2] == ["--release", "v0+1", "--min-revision", "7"]
+        assert {"X-Release: v0+1", "X-Min-Revision: 7"} <= set(curl)
+        page = await site.page("/apps/shop/try")
+        for absent in ("alone", "--release", "X-Release", "--min-revision", "X-Min-Revision"):
+            assert absent not in page
+
+
+@pytest.mark.parametrize(
+    ("field", "typed", "told"), [("release", "no tag!", "'no tag!' is not allowed"), ("min_revision", "-1", "'-1' is not a whole number")]
+)
+async def test_a_bound_that_is_none_is_told_beside_its_field_and_nothing_is_sent(tmp_path, field, typed, told):
+    # Who were asked would not answer.
+    async with open_site(tmp_path, "http://127.0.0.1:9") as site:
+        await site.release("shop", "v1", deploy_to="production")
+        chosen = await site.http.get("/apps/shop/try", params={field: typed})
+        sent = await site.send("/apps/shop/try", **{field: typed, "way": "json", "json": "{}"})
+        for answer in (chosen, sent):
+            assert answer.status_code == 400
+            text = html.unescape(answer.text)
+            assert told in re.search(rf'<p class="hint wrong" id="d-{field}">([^<]+)', text)[1]
+            assert f'name="{field}" value="{typed}"' in text
+            assert "NO ANSWER" not in text
 
 
 async def test_nobody_answers(tmp_path):
@@ -245,6 +276,21 @@ async def test_a_refusal_is_shown_as_the_gateway_tells_it(tmp_path):
         assert (wrong.status_code, "is not a JSON object" in wrong.text) == (400, True)
         gone = await http.post(page, data=form | {"endpoint": "nowhere", "way": "json", "json": "{}"})
         assert (gone.status_code, "is not served in" in gone.text) == (400, True)
+
+
+async def test_it_runs_on_the_release_that_is_asked_for_or_is_refused(tmp_path):
+    async with running(tmp_path) as (http, page):
+        for release, told in (("v2", "SUCCEEDED"), ("v9", "RELEASE_NOT_LOADED")):
+            form = await fields(http, f"{page}?environment=staging&release={release}")
+            answer = await http.post(page, data=form | {"way": "json", "json": '{"message": "x"}'})
+            assert told in answer.text
+        form = await fields(http, f"{page}?environment=staging&min_revision=1")
+        answer = await http.post(page, data=form | {"way": "json", "json": '{"message": "x"}'})
+        assert "SUCCEEDED" in answer.text
+        form = await fields(http, f"{page}?environment=staging&min_revision=99999")
+        headers = {"accept": "text/event-stream"}
+        answer = await http.post(page, data=form | {"way": "json", "json": '{"message": "x"}'}, headers=headers)
+        assert "BEHIND" in answer.text
 
 
 async def test_dev_has_it_at_once(tmp_path):

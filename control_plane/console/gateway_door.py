@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -27,7 +27,7 @@ class NoAnswerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A trigger. `given` is the input; `authorization` is passed on, empty: none."""
+    """A trigger. `given` is the input; `authorization` is passed on, empty: none; `bounds` as headers_of takes them."""
 
     app: str
     environment: str
@@ -35,6 +35,7 @@ class Asked:
     method: str
     given: dict[str, Any]
     authorization: str
+    bounds: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class GatewayDoor:
         Raises:
             NoAnswerError: nobody answers, not in time, too much, or not as a gateway does.
         """
-        headers = {"x-app": asked.app, "x-environment": asked.environment, "accept": "text/event-stream"}
+        headers = headers_of(asked.app, asked.environment, asked.bounds) | {"Accept": "text/event-stream"}
         if asked.authorization:
             headers["authorization"] = asked.authorization
         where = f"{self.url}/v1/trigger/{quote(asked.endpoint)}"
@@ -101,6 +102,12 @@ class GatewayDoor:
     async def close(self) -> None:
         """Hangs up on everybody."""
         await self._client.aclose()
+
+
+def headers_of(app: str, environment: str, bounds: Mapping[str, str]) -> dict[str, str]:
+    """Where it runs. Bounds: `release`, exactly this one, and `min_revision`, nothing older; empty: none."""
+    found = {"X-App": app, "X-Environment": environment, "X-Release": bounds["release"], "X-Min-Revision": bounds["min_revision"]}
+    return {name: value for name, value in found.items() if value}
 
 
 async def _events(response: httpx2.Response) -> AsyncIterator[Event]:

@@ -7,13 +7,13 @@ import contextlib
 import json
 import shlex
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.responses import Response
 
-from control_plane.console.gateway_door import Asked, Event, NoAnswerError
+from control_plane.console.gateway_door import Asked, Event, NoAnswerError, headers_of
 from control_plane.console.input_form import Field, fields_of, read_fields, read_json, skeleton
 from control_plane.console.pages import laid_out, server_sent, took
 from control_plane.console.parts import Parts
@@ -24,7 +24,9 @@ from control_plane.roles import TRIGGERERS
 from control_plane.service.snapshots import plain_of
 from pointsman.captured import why_not_again
 from pointsman.errors import InvalidField, PermissionDenied, PointsmanError, Violation
+from pointsman.rules import check_request
 from pointsman.v1 import executions_pb2 as pb
+from pointsman.v1.trigger_pb2 import TriggerRequest
 
 MAX_FORM_BYTES = 1024 * 1024
 # What a page shows of an output or of a model's text; the record and the command line have more.
@@ -124,7 +126,12 @@ class TryPages:
 
     async def show(self, visit: Visit) -> Response:
         """Choose where and what, then fill in the form; or it is that of an execution."""
-        return await self._page(visit, visit.asked, given=await self._given_to(visit, visit.asked("execution")))
+        problem: PointsmanError | None = None
+        try:
+            _check_bounds(visit, _bounds(visit.asked))
+        except InvalidField as error:
+            problem = error
+        return await self._page(visit, visit.asked, problem=problem, given=await self._given_to(visit, visit.asked("execution")))
 
     async def send(self, visit: Visit) -> Response:
         """Sends it. A script is answered with server-sent events, each with the part of the page that changes; a form with the page."""
@@ -146,6 +153,7 @@ class TryPages:
         """What the form asks for. Raises InvalidField, PermissionDenied."""
         app, environment, path = visit.part("app"), visit.typed("environment"), visit.typed("endpoint")
         visit.check_place(app, environment)
+        _check_bounds(visit, bounds := _bounds(visit.typed))
         _, endpoints = await self._endpoints(app, environment)
         endpoint = next((one for one in endpoints if _path(one) == path), None)
         if endpoint is None:
@@ -154,7 +162,8 @@ class TryPages:
             given = read_json(visit.text("json"))
         else:
             given = read_fields(fields_of(endpoint.get("input_schema", {}), visit.text), visit.text)
-        return Asked(app, environment, path, endpoint.get("method") or "POST", given, visit.authorization(self._parts.authority))
+        method = endpoint.get("method") or "POST"
+        return Asked(app, environment, path, method, given, visit.authorization(self._parts.authority), bounds)
 
     async def _progress(self, asked: Asked, tried: Tried) -> AsyncIterator[Tried]:
         """The same after each event."""
@@ -245,28 +254,48 @@ class TryPages:
             json=text,
             way=typed("way") or ("fields" if fields and not given else "json"),
             execution=typed("execution"),
+            bounds=_bounds(typed),
             tried=tried,
             door=self._parts.gateway_door,
             may=visit.role is None or visit.role in TRIGGERERS,
             role=visit.role,
-            lines=self._lines(visit, environment, endpoint, fields) if endpoint else [],
+            lines=self._lines(visit, environment, endpoint, fields, _bounds(typed)) if endpoint else [],
         )
 
-    def _lines(self, visit: Visit, environment: str, endpoint: Mapping[str, Any], fields: list[Field]) -> list[Line]:
+    def _lines(
+        self, visit: Visit, environment: str, endpoint: Mapping[str, Any], fields: list[Field], bounds: Mapping[str, str]
+    ) -> list[Line]:
         """The same from a terminal."""
         app, path, given = visit.part("app"), _path(endpoint), json.dumps(json.loads(skeleton(fields)), ensure_ascii=False)
-        lines = [Line("CLI", shlex.join(["pointsman", "--app", app, "trigger", path, "-e", environment, "-d", given]))]
+        flags = [part for name, value in bounds.items() if value for part in (f"--{name.replace('_', '-')}", value)]
+        lines = [Line("CLI", shlex.join(["pointsman", "--app", app, "trigger", path, "-e", environment, *flags, "-d", given]))]
         url = self._parts.gateway_door.url
         if url and (endpoint.get("method") or "POST") == "POST":
             token = ' -H "Authorization: Bearer $POINTSMAN_TOKEN"' if visit.role is not None else ""
-            headers = [f"X-App: {app}", f"X-Environment: {environment}", "Content-Type: application/json"]
-            more = " ".join(f"-H {shlex.quote(header)}" for header in headers)
+            headers = headers_of(app, environment, bounds) | {"Content-Type": "application/json"}
+            more = " ".join(f"-H {shlex.quote(f'{name}: {value}')}" for name, value in headers.items())
             lines.append(Line("curl", f"curl -sS -X POST {url}/v1/trigger/{path}{token} {more} -d {shlex.quote(given)}"))
         return lines
 
 
 def _path(endpoint: Mapping[str, Any]) -> str:
     return str(endpoint.get("path") or endpoint["name"]).removeprefix("/")
+
+
+def _bounds(typed: Callable[[str], str]) -> dict[str, str]:
+    """As headers_of takes them."""
+    return {name: typed(name) for name in ("release", "min_revision")}
+
+
+def _check_bounds(visit: Visit, bounds: Mapping[str, str]) -> None:
+    """Raises InvalidField."""
+    violations = check_request(TriggerRequest(endpoint="any", release=bounds["release"]))
+    try:
+        visit.number("min_revision", bounds["min_revision"])
+    except InvalidField as error:
+        violations += error.violations
+    if violations:
+        raise InvalidField(violations)
 
 
 def _not_for(role: str) -> PermissionDenied:
