@@ -65,6 +65,7 @@ async def test_the_past_is_told_also_of_an_environment_that_is_gone(control_plan
     assert "Nothing was deployed at 2001-01-01T00:00:00+00:00" in await cli_done(
         "status", "--as-of", "2001-01-01", control_plane=control_plane
     )
+    assert "Nothing was deployed at" in await cli_done("status", "--as-of", "1000h", control_plane=control_plane)
     wrong = await cli("status", "--as-of", "yesterday", control_plane=control_plane)
     assert wrong.code == 2
     assert "is not a time such as" in wrong.stderr

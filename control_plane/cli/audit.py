@@ -32,7 +32,7 @@ def command() -> None:
 @click.option("--actor", default="", help="Only by this one: a name as it is listed, or a token's id.")
 @click.option("--method", default="", help="Only this one, e.g. Deploy.")
 @click.option("--outcome", default="", help="OK, REFUSED, or one reason, e.g. PERMISSION_DENIED.")
-@click.option("--since", type=MOMENT, metavar="TIME", help="From then on: 2026-01-31T12:00 (UTC, or with +02:00 or Z).")
+@click.option("--since", type=MOMENT, metavar="TIME", help="From then on: 2026-01-31T12:00 (UTC, or with +02:00 or Z), or 2h ago.")
 @click.option("--until", type=MOMENT, metavar="TIME", help="Before then.")
 @click.option("--limit", type=click.IntRange(1, PAGE), default=50, show_default=True, help="How many of the newest.")
 @server_options()

@@ -16,7 +16,7 @@ import grpc
 from control_plane.cli.client import Connection, metadata, server_options
 from control_plane.cli.doubts import tell_doubts
 from control_plane.cli.durations import DURATION, briefly
-from control_plane.cli.moments import PAST
+from control_plane.cli.moments import MOMENT
 from control_plane.cli.names import ENDPOINT, ENVIRONMENT, GATEWAY_ID, TAG
 from control_plane.cli.output import harmless, output_option, print_one, short, show
 from control_plane.cli.reruns import rerun
@@ -46,8 +46,10 @@ def filter_options(command: C) -> C:
         click.option("--gateway-id", type=GATEWAY_ID, default="", help="Only of this gateway."),
         click.option("--min-duration", type=DURATION, help="Only those that took at least so long: 500ms, 2s."),
         click.option("--error-reason", default="", metavar="REASON", help="Only with this one, such as STEP_FAILED."),
-        click.option("--since", type=PAST, metavar="TIME", help="Only those that began then or later: 15m (ago), 2026-01-31T12:00 (UTC)."),
-        click.option("--until", type=PAST, metavar="TIME", help="Only those that began before."),
+        click.option(
+            "--since", type=MOMENT, metavar="TIME", help="Only those that began then or later: 15m (ago), 2026-01-31T12:00 (UTC)."
+        ),
+        click.option("--until", type=MOMENT, metavar="TIME", help="Only those that began before."),
     )
     decorated: Any = command
     for option in reversed(options):

@@ -25,7 +25,7 @@ HEALTH_WINDOW = timedelta(minutes=15)
 
 
 @click.command()
-@click.option("--as-of", type=MOMENT, metavar="TIME", help="What was live then: 2026-01-31T12:00 (UTC, or with +02:00 or Z).")
+@click.option("--as-of", type=MOMENT, metavar="TIME", help="What was live then: 2026-01-31T12:00 (UTC, or with +02:00 or Z), or 2h ago.")
 @server_options()
 @output_option
 def status(as_of: datetime | None, server: str | None, app: str | None, output: str) -> None:

@@ -11,7 +11,7 @@ import click
 from control_plane.cli.client import Connection, server_options
 from control_plane.cli.doubts import tell_doubts
 from control_plane.cli.durations import briefly
-from control_plane.cli.moments import PAST
+from control_plane.cli.moments import MOMENT
 from control_plane.cli.names import ENDPOINT, ENVIRONMENT
 from control_plane.cli.output import output_option, short, show, when
 from control_plane.cli.tables import table
@@ -24,8 +24,8 @@ MAX_TOLD_FAILURES = 20
 @click.command()
 @click.option("-e", "--environment", "--env", type=ENVIRONMENT, default="", help="Only in this one.")
 @click.option("--endpoint", type=ENDPOINT, default="", help="Only of this one.")
-@click.option("--since", type=PAST, metavar="TIME", help="From when: 15m (ago), 2026-01-31T12:00 (UTC). [an hour before --until]")
-@click.option("--until", type=PAST, metavar="TIME", help="Up to when. [now]")
+@click.option("--since", type=MOMENT, metavar="TIME", help="From when: 15m (ago), 2026-01-31T12:00 (UTC). [an hour before --until]")
+@click.option("--until", type=MOMENT, metavar="TIME", help="Up to when. [now]")
 @server_options()
 @output_option
 def summary(
