@@ -108,11 +108,13 @@ async def test_a_head_of_a_fair_size_is_taken_in_any_parts(held):
     assert (await answer(address, *(head[start : start + 997] for start in range(0, len(head), 997)))).endswith(b"ok")
 
 
-async def test_many_requests_before_the_first_answer_end_the_connection(held):
+async def test_of_many_requests_before_the_first_answer_the_last_is_refused(held):
     address, go = held
-    one = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
-    assert await answer(address, one * (MAX_PIPELINED + 2)) == b""
     go.set()
+    one = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    answers = (await answer(address, one * (MAX_PIPELINED + 20))).split(b"HTTP/1.1 ")[1:]
+    assert [found[:6] for found in answers[:-1]] == [b"200 OK"] * (MAX_PIPELINED + 1)
+    assert refusal(b"HTTP/1.1 " + answers[-1])[:2] == (413, "TOO_LARGE")
     last = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
     assert (await answer(address, one * (MAX_PIPELINED - 1) + last)).count(b"200 OK") == MAX_PIPELINED
 

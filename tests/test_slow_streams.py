@@ -71,6 +71,9 @@ class Written(asyncio.Transport):
     def is_closing(self) -> bool:
         return self.closed.done()
 
+    def can_write_eof(self) -> bool:
+        return False
+
     def close(self) -> None:
         self.closed.set_result(None)
 
@@ -81,7 +84,7 @@ def test_a_comment_comes_every_15_seconds_when_nothing_else_does() -> None:
     async def asked() -> list[tuple[float, bytes]]:
         connection, transport = Connection(Shared(app)), Written(clock)
         connection.connection_made(transport)
-        head = b"POST /v1/trigger/wait HTTP/1.1\r\nAccept: text/event-stream\r\nConnection: close\r\nContent-Length: 2\r\n\r\n"
+        head = b"POST /v1/trigger/wait HTTP/1.1\r\nHost: a\r\nAccept: text/event-stream\r\nConnection: close\r\nContent-Length: 2\r\n\r\n"
         connection.data_received(head + b"{}")
         await transport.closed
         return transport.parts

@@ -101,6 +101,7 @@ class Exchange:
 
     def came(self, part: bytes) -> int:
         """A part of the body; how much is not read yet."""
+        self._expects = False
         self._unread.append(part)
         self._unread_bytes += len(part)
         self._wake()
@@ -108,6 +109,7 @@ class Exchange:
 
     def came_whole(self) -> None:
         """The body has ended."""
+        self._expects = False
         self._whole = True
         self._wake()
 
@@ -118,14 +120,23 @@ class Exchange:
 
     def went(self) -> None:
         """The caller has gone."""
+        if self.gone:
+            return
         self.gone = True
         self._wake()
         if self.on_gone is not None and not self.complete:
             self.on_gone()
 
     def _wake(self) -> None:
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.set_result(None)
+
+    async def _woken(self) -> None:
+        if self._reader is None:
+            self._reader = self._connection.loop.create_future()
+        # Shielded: others may wait for the same.
+        await asyncio.shield(self._reader)
 
     async def read(self) -> bytes:
         """What has come of the body, at least one byte; nothing at its end.
@@ -142,22 +153,14 @@ class Exchange:
                 self._expects = False
                 self._connection.transport.write(_CONTINUE)
             self._connection.resume_reading()
-            self._reader = self._connection.loop.create_future()
-            try:
-                await self._reader
-            finally:
-                self._reader = None
+            await self._woken()
         parts, self._unread, self._unread_bytes = self._unread, [], 0
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def until_gone(self) -> None:
         """Returns when the caller has gone, or has its answer."""
         while not (self.gone or self.complete):
-            self._reader = self._connection.loop.create_future()
-            try:
-                await self._reader
-            finally:
-                self._reader = None
+            await self._woken()
 
     def answer(self, status: int, head: bytes, body: bytes, length: int | None = None) -> None:
         """All of it at once. `head` is made by head_of, without a length; `length`, where a HEAD tells that of a body that is not sent."""
@@ -174,7 +177,9 @@ class Exchange:
     def start(self, status: int, head: bytes, length: int | None = None) -> None:
         """An answer whose body comes bit by bit; its head is sent with the first. `length` of it, if that is known."""
         self._head_is_due()
-        if length is not None:
+        if status in _WITHOUT_BODY:
+            self._left, told = 0, b""
+        elif length is not None:
             self._left, told = length, b"content-length: %d\r\n" % length
         elif self.is_old:
             # Its end is that of the connection.
@@ -207,6 +212,8 @@ class Exchange:
 
     def push(self, part: bytes) -> None:
         """The same without waiting."""
+        assert self.started, "an answer begins with its head"
+        assert not self.complete, "it has ended"
         pending, self._pending = self._pending, b""
         self._left -= len(part)
         if self._left < 0:

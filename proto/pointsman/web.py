@@ -30,7 +30,7 @@ class HttpServer:
         self._tls = tls
         self._shared = Shared(handler)
         self._listening: asyncio.Server | None = None
-        self._ticking: asyncio.Task[None] | None = None
+        self._ticking: asyncio.TimerHandle | None = None
 
     @property
     def connections(self) -> int:
@@ -48,7 +48,6 @@ class HttpServer:
         sock = listening_socket(listen, reuse_port=self._reuse_port)
         self.address = Address(listen.host, sock.getsockname()[1])
         self._tick()
-        self._ticking = asyncio.create_task(self._tick_on(), name="http connections")
         secure: dict[str, Any] = {} if self._tls is None else {"ssl": self._tls.context(), "ssl_handshake_timeout": HANDSHAKE_SECONDS}
         loop = asyncio.get_running_loop()
         self._listening = await loop.create_server(lambda: Connection(self._shared), sock=sock, backlog=BACKLOG, **secure)
@@ -58,6 +57,8 @@ class HttpServer:
         if self._listening is None or self._ticking is None:
             return
         self._listening.close()
+        # Also for those that are accepted already, and not connections yet.
+        self._shared.is_stopping = True
         for connection in list(self._shared.connections):
             connection.drain()
         with contextlib.suppress(TimeoutError):
@@ -68,15 +69,9 @@ class HttpServer:
         await self._shared.are_gone()
         await self._listening.wait_closed()
         self._ticking.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._ticking
-
-    async def _tick_on(self) -> None:
-        while True:
-            await asyncio.sleep(TICK_SECONDS)
-            self._tick()
 
     def _tick(self) -> None:
+        self._ticking = asyncio.get_running_loop().call_later(TICK_SECONDS, self._tick)
         self._shared.date = b"date: %b\r\n" % formatdate(time.time(), usegmt=True).encode()
         now = asyncio.get_running_loop().time()
         for connection in list(self._shared.connections):
