@@ -23,7 +23,8 @@ from data_plane.lookup import Here
 from data_plane.secrets import Secrets
 from data_plane.staleness import Staleness
 from data_plane.table import Bound
-from pointsman.http1 import Connection, Shared
+from pointsman.http1 import Connection
+from pointsman.shared import Shared
 from pointsman.v1.config_pb2 import AppConfig
 from tests.eventually import eventually
 from tests.reference_interpreter import Answer

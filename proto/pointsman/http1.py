@@ -10,7 +10,6 @@ import asyncio
 import math
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httptools
@@ -18,6 +17,7 @@ import structlog
 
 from pointsman.errors import Internal, InvalidField, PointsmanError, RateLimited, TooLarge, Violation
 from pointsman.exchange import CLOSE, STATUS_LINES, Exchange, Header, HungUpError, head_of
+from pointsman.shared import Shared
 from pointsman.web_errors import error_body, error_headers
 
 MAX_CONNECTIONS = 10_000
@@ -42,36 +42,9 @@ RETRY_AFTER_SECONDS = 1.0
 # What is awaited of the caller.
 HEAD, BODY, NEXT, NOTHING = "head", "body", "next", ""
 
-Handler = Callable[[Exchange], Awaitable[None]]
-"""Answers one request, in a task of its own. What it raises is INTERNAL to the caller, with an id under which the log has it."""
-
 _NEVER = math.inf
 
 log = structlog.get_logger()
-
-
-class Shared:
-    """What the connections of one server have in common."""
-
-    def __init__(self, handler: Handler) -> None:
-        self.handler = handler
-        self.connections: set[Connection] = set()
-        """Also those that are gone, while what runs for them has not ended."""
-        self.date = b""
-        """The header of that name."""
-        self.is_stopping = False
-        self._changed = asyncio.Event()
-
-    def discard(self, connection: Connection) -> None:
-        """It is gone, and nothing runs for it."""
-        self.connections.discard(connection)
-        self._changed.set()
-
-    async def are_gone(self) -> None:
-        """Returns when there is none."""
-        while self.connections:
-            self._changed.clear()
-            await self._changed.wait()
 
 
 class Connection(asyncio.Protocol):

@@ -9,9 +9,10 @@ import time
 from email.utils import formatdate
 from typing import Any
 
-from pointsman.http1 import Connection, Handler, Shared
+from pointsman.http1 import Connection
 from pointsman.serving import check_free
 from pointsman.settings import Address
+from pointsman.shared import Handler, Shared
 from pointsman.tls import ServerTls
 
 GRACEFUL_SHUTDOWN_SECONDS = 10.0
