@@ -303,7 +303,7 @@ def test_whole_numbers_are_written_as_such():
 async def test_validate_reads_the_standard_input_and_knows_the_sample():
     done = await run_command(BIN / "pointsman", "app", "validate", "-", stdin=sample_text())
     assert (done.code, done.stderr) == (0, "")
-    assert done.stdout == "the standard input is sound: 4 endpoints, 4 pipelines, 1 tools, 1 models\n"
+    assert done.stdout == "the standard input is sound: 4 endpoints, 4 pipelines, 1 tool, 1 model\n"
 
 
 async def test_validate_tells_programs_too(tmp_path):

@@ -255,6 +255,9 @@ async def test_status_tells_of_gateways_that_are_not_on_what_is_live_and_of_fail
     app = shop["POINTSMAN_APP"]
     await cli_done("deploy", "v1", "--to", "staging", **shop)
     assert "nothing ran on it in the last 15 minutes" in await cli_done("status", **shop)
+    assert " v1 " in await cli_done("status", "-e", "staging", **shop)
+    assert "Nothing is deployed" in await cli_done("status", "-e", "production", **shop)
+    assert "There is no environment 'prod'" in (await cli("status", "-e", "prod", **shop)).stderr
     await report(stack.plane, ran(app, "v1", environment="staging"), ran(app, "v1", environment="staging", outcome="FAILED"))
     async with SimulatedGateway("slow", apply=False, apps=[app]).connected(stack.control_plane.grpc):
         await cli_done("deploy", "v2", "--to", "staging", "--wait", "0", **shop)
@@ -278,7 +281,7 @@ async def test_a_name_that_is_not_there_is_told_where_nothing_is_found(shop):
         assert done.code == 0
         assert f"pointsman: {words}" in done.stderr
     done = await cli("logs", "-e", "staging", **shop)
-    assert (done.stdout, done.stderr) == ("", "pointsman: Nothing that passes is on record.\n")
+    assert (done.stdout, done.stderr) == ("", "pointsman: Nothing on record matches. An execution is there within a second of its end.\n")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here, which is Linux's")

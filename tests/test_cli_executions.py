@@ -51,7 +51,7 @@ async def test_list_and_logs_take_the_same_filters(stack, app):
     assert [json.loads(line)["execution_id"] for line in recent][-1] == failed.execution_id
     assert len(recent) == 4
     assert (await told("logs", "--until", "1h")).count(old.execution_id) == 1
-    assert "Nothing that passes is on record" in await told("execution", "list", "--release", "v9")
+    assert "Nothing on record matches" in await told("execution", "list", "--release", "v9")
     assert (await cli("logs", "-f", "--until", "1h", control_plane=stack.control_plane)).code == 2
     assert (await cli("logs", "--since", "yesterday", control_plane=stack.control_plane)).code == 2
 
@@ -132,6 +132,16 @@ async def test_summary_sets_releases_beside_each_other(stack, app):
     assert "Nothing ran in that time." in await cli_done(
         "--app", app, "summary", "--since", "2026-01-01", "--until", "2026-01-02", control_plane=stack.control_plane
     )
+
+
+async def test_summary_gives_no_rate_and_no_times_where_nothing_came_to_its_end(stack, app):
+    await stack.plane.deploy(app, "v1")
+    await stack.plane.deploy(app, "v2")
+    await report(stack.plane, ran(app, "v1"), ran(app, "v2", outcome="REFUSED"), ran(app, "v2", outcome="CANCELLED"))
+    told = await cli_done("--app", app, "summary", control_plane=stack.control_plane)
+    (line,) = [line for line in told.splitlines() if " v2 " in line and " live " in line]
+    assert line.split()[2:12] == ["v2", "live", "2", "0", "-", "1", "1", "-", "-", "-"]
+    assert f"{app} in production: " not in told
 
 
 async def test_rollback_report_tells_of_the_bad_release(stack, app):

@@ -63,6 +63,14 @@ async def test_few_failures_are_not_taken_for_proof(site):
     assert "no worse than v1, as far as 10 executions can tell: it fails 10.00%, was 1.00%" in text
 
 
+@pytest.mark.parametrize(("idle", "busy"), [("v2", "v1"), ("v1", "v2")])
+async def test_one_of_which_nothing_came_to_its_end_is_compared_with_nothing(site, idle, busy):
+    await site.ran(*some(busy, sound=3), ran("shop", idle, ago=60, outcome="REFUSED"))
+    assert await verdict(site) == ("plain", f"No execution of {idle} succeeded or failed in this window; choose a longer one to compare.")
+    (latencies,) = re.findall(r'aria-label="Latency;(.*?)"', await site.page(PAGE))
+    assert (busy in latencies, idle in latencies) == (True, False)
+
+
 async def test_without_the_one_before_it_says_so(site):
     await site.ran(*some("v2", sound=3))
     assert await verdict(site) == ("plain", "v1, live before it, did not run in this window; choose a longer one to compare.")

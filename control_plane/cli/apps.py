@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from control_plane.cli.client import REFUSED, Connection, new_request_id, only_app, refuse, server_options
-from control_plane.cli.output import output_option, print_config, print_plain, short, show, when
+from control_plane.cli.output import counted, output_option, print_config, print_plain, short, show, when
 from control_plane.cli.tables import table
 from pointsman.v1 import apps_pb2 as pb
 from pointsman.v1 import apps_pb2_grpc
@@ -71,8 +71,8 @@ def validate(file: str, output: str) -> None:
         _refuse(file, found)
     config = found.config
     click.echo(
-        f"{_name(file)} is sound: {len(config.endpoints)} endpoints, {len(config.pipelines)} pipelines, "
-        f"{len(config.tools)} tools, {len(config.models)} models"
+        f"{_name(file)} is sound: {counted(len(config.endpoints), 'endpoint')}, {counted(len(config.pipelines), 'pipeline')}, "
+        f"{counted(len(config.tools), 'tool')}, {counted(len(config.models), 'model')}"
     )
 
 

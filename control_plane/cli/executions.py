@@ -27,7 +27,7 @@ from pointsman.v1 import executions_pb2_grpc
 
 C = TypeVar("C")
 OUTCOMES = [name for name in pb.Execution.Outcome.keys() if name != "OUTCOME_UNSPECIFIED"]  # noqa: SIM118 -- no dictionary
-NOTHING = "Nothing that passes is on record."
+NOTHING = "Nothing on record matches. An execution is there within a second of its end."
 MAX_PAGE = 500
 FIRST_RETRY_SECONDS = 0.2
 MAX_RETRY_SECONDS = 5.0

@@ -120,3 +120,8 @@ def short(text: str) -> str:
     """The first line, cut to fit a cell."""
     line = harmless(text.splitlines()[0]) if text else ""
     return line if len(line) <= MAX_CELL_CHARS else line[: MAX_CELL_CHARS - 3] + "..."
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 gateway`, `2 gateways`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

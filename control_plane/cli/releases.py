@@ -9,7 +9,7 @@ import click
 from control_plane.cli.changes import tell_changes
 from control_plane.cli.client import Connection, new_request_id, only_app, server_options
 from control_plane.cli.names import ENVIRONMENT, TAG
-from control_plane.cli.output import output_option, print_config, short, show, when
+from control_plane.cli.output import counted, output_option, print_config, short, show, when
 from control_plane.cli.rollout import tell_rollout
 from control_plane.cli.tables import table
 from pointsman.v1 import releases_pb2 as pb
@@ -171,7 +171,7 @@ def prune_releases(keep_last: int, keep_deployments: int | None, yes: bool, serv
         rows = [(release.tag, when(release.create_time), release.created_by, release.digest[7:19]) for release in found.releases]
         table(("TAG", "CREATED (UTC)", "BY", "DIGEST"), rows, f"App {name} has no release that may go.")
         if rows:
-            count = f"{'more than ' if found.more else ''}{len(rows)} release{'' if len(rows) == 1 else 's'}"
+            count = f"{'more than ' if found.more else ''}{counted(len(rows), 'release')}"
             done = "deleted" if yes else "would be deleted; call it with --yes to do so"
             click.echo(f"\n{count}, {found.freed_bytes} bytes: {done}")
 

@@ -8,9 +8,11 @@ from datetime import UTC, datetime, timedelta
 import click
 
 from control_plane.cli.client import Connection, server_options
+from control_plane.cli.doubts import tell_doubts
 from control_plane.cli.durations import DURATION
 from control_plane.cli.moments import MOMENT
-from control_plane.cli.output import ago, harmless, lasting, output_option, print_plain, short, show, when, whole
+from control_plane.cli.names import ENVIRONMENT
+from control_plane.cli.output import ago, counted, harmless, lasting, output_option, print_plain, short, show, when, whole
 from control_plane.cli.tables import table
 from pointsman.v1 import (
     deployments_pb2,
@@ -26,16 +28,17 @@ HEALTH_WINDOW = timedelta(minutes=15)
 
 @click.command()
 @click.option("--as-of", type=MOMENT, metavar="TIME", help="What was live then: 2026-01-31T12:00 (UTC, or with +02:00 or Z), or 2h ago.")
+@click.option("-e", "--environment", "--env", type=ENVIRONMENT, default="", help="Only in this one.")
 @server_options()
 @output_option
-def status(as_of: datetime | None, server: str | None, app: str | None, output: str) -> None:
+def status(as_of: datetime | None, environment: str, server: str | None, app: str | None, output: str) -> None:
     """One screen: what is live where, whether every gateway is on it, how much of it failed in the last 15 minutes, since when, by whom.
 
     Example: pointsman status
     """
     connection = Connection("server", server)
     deployments = deployments_pb2_grpc.DeploymentServiceStub(connection.channel)
-    request = deployments_pb2.ListBindingsRequest(app=app or "")
+    request = deployments_pb2.ListBindingsRequest(app=app or "", environment=environment)
     if as_of is not None:
         request.as_of_time.FromDatetime(as_of)
     bindings = connection.every(deployments.ListBindings, request, "bindings")
@@ -44,7 +47,7 @@ def status(as_of: datetime | None, server: str | None, app: str | None, output: 
         return
     stub = gateways_pb2_grpc.GatewayServiceStub(connection.channel)
     listed = connection.every(stub.ListGateways, gateways_pb2.ListGatewaysRequest(), "gateways")
-    window = executions_pb2.SummarizeExecutionsRequest(app=app or "")
+    window = executions_pb2.SummarizeExecutionsRequest(app=app or "", environment=environment)
     window.start_time.FromDatetime(datetime.now(UTC) - HEALTH_WINDOW)
     ran = connection.call(executions_pb2_grpc.ExecutionServiceStub(connection.channel).SummarizeExecutions, window)
     if output != "text":
@@ -69,7 +72,9 @@ def status(as_of: datetime | None, server: str | None, app: str | None, output: 
     table(headings, rows, "Nothing is deployed yet. Deploy a release: pointsman deploy TAG --to ENVIRONMENT")
     click.echo()
     _tell_gateways(bindings.bindings, listed.gateways)
-    if rows:
+    if not rows:
+        tell_doubts(connection, "", environment)
+    else:
         live = [(binding.app, binding.environment, binding.release) for binding in bindings.bindings]
         _tell_health([summaries[key] for key in live if key in summaries])
 
@@ -99,7 +104,7 @@ def _tell_gateways(bindings: Iterable[deployments_pb2.Binding], listed: Sequence
     """Who is there and whether all of them serve what is live, then those that need a look."""
     connected = [gateway for gateway in listed if gateway.connected]
     behind = {gateway.gateway_id for binding in bindings for gateway in connected if _serves(gateway, binding) is False}
-    count = f"{len(connected)} gateway{'' if len(connected) == 1 else 's'} connected"
+    count = f"{counted(len(connected), 'gateway')} connected"
     if behind:
         told = f"{count}, {len(behind)} of them not on all that is live"
     else:

@@ -57,10 +57,10 @@ def _tell_summaries(response: pb.SummarizeExecutionsResponse) -> None:
             "live" if one.live else "",
             str(one.executions),
             str(one.failed),
-            f"{one.error_rate:.2%}",
+            f"{one.error_rate:.2%}" if _ended(one) else "-",
             str(one.refused),
             str(one.cancelled),
-            *(briefly(found) for found in (one.p50_duration, one.p95_duration, one.p99_duration)),
+            *(briefly(found) if _ended(one) else "-" for found in (one.p50_duration, one.p95_duration, one.p99_duration)),
             str(one.input_tokens + one.output_tokens),
             when(one.last_time),
         )
@@ -90,13 +90,18 @@ def _tell_summaries(response: pb.SummarizeExecutionsResponse) -> None:
         click.echo(f"{response.dropped} more are missing: gateways could neither deliver nor keep them")
 
 
+def _ended(one: pb.ExecutionSummary) -> int:
+    """How many succeeded or failed: those that rates and durations are of."""
+    return one.executions - one.refused - one.cancelled
+
+
 def _comparisons(summaries: Iterable[pb.ExecutionSummary]) -> list[str]:
     """A line for each live release that can be set beside the one before it."""
     known = {(one.app, one.environment, one.release): one for one in summaries}
     found = []
     for one in known.values():
         before = known.get((one.app, one.environment, one.previous_release))
-        if not one.live or before is None:
+        if not one.live or before is None or not (_ended(one) and _ended(before)):
             continue
         found.append(
             f"{one.app} in {one.environment}: {one.release} fails {one.error_rate:.2%}, {before.release} failed {before.error_rate:.2%}; "

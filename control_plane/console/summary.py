@@ -42,7 +42,7 @@ class Place:
     live: Summary | None
     before: Summary | None
     verdict: str
-    is_worse: bool
+    news: str
     courses: list[Course]
     bars: Bars | None
     rows: list[Summary]
@@ -122,16 +122,16 @@ class SummaryPages:
 def _place(environment: str, rows: list[Summary], pieces: Sequence[Sequence[Figures]], seconds: float) -> Place:
     live = next((row for row in rows if row.live), None)
     before = next((row for row in rows if live and row is not live and row.figures.release == live.previous_release), None)
-    verdict, is_worse = _verdict(live, before)
+    verdict, news = _verdict(live, before)
     pair = [(row, kind) for row, kind in ((live, "live"), (before, "before")) if row is not None]
     return Place(
         environment=environment,
         live=live,
         before=before,
         verdict=verdict,
-        is_worse=is_worse,
+        news=news,
         courses=_courses(environment, pair, pieces, seconds) if pair else [],
-        bars=_latencies(pair) if pair else None,
+        bars=_latencies(pair) if any(_ran(row.figures) for row, _ in pair) else None,
         rows=rows,
     )
 
@@ -151,30 +151,32 @@ def _courses(environment: str, pair: Sequence[tuple[Summary, str]], pieces: Sequ
 
 
 def _latencies(pair: Sequence[tuple[Summary, str]]) -> Bars:
-    series = [(row.figures.release, kind, [float(micros) for micros in row.figures.durations]) for row, kind in pair]
+    series = [(row.figures.release, kind, [float(micros) for micros in row.figures.durations]) for row, kind in pair if _ran(row.figures)]
     return bars("Latency", ("p50", "p95", "p99"), series, _length)
 
 
-def _verdict(live: Summary | None, before: Summary | None) -> tuple[str, bool]:
-    """What is said, and whether it is bad news."""
+def _verdict(live: Summary | None, before: Summary | None) -> tuple[str, str]:
+    """What is said, and what it is: `bad`, `good` or `plain`, where nothing could be compared."""
     if live is None:
-        return "What is live here did not run in this window.", False
+        return "What is live here did not run in this window.", "plain"
     new = live.figures
     if before is None:
         earlier = f"{live.previous_release}, live before it, did not run in this window; choose a longer one to compare."
-        return (earlier if live.previous_release else "It is the first release here: there is none before it to compare with."), False
+        return (earlier if live.previous_release else "It is the first release here: there is none before it to compare with."), "plain"
     old = before.figures
+    if idle := next((figures.release for figures in (new, old) if not _ran(figures)), None):
+        return f"No execution of {idle} succeeded or failed in this window; choose a longer one to compare.", "plain"
     worse = []
     if _interval(new)[0] > _interval(old)[1]:
         worse.append(f"fails more often: {_percent(_rate(new))}, was {_percent(_rate(old))}")
     if min(_ran(new), _ran(old)) >= FEW and new.durations[1] > SLOWER * old.durations[1]:
         worse.append(f"is slower: 95 % took at most {took(new.durations[1])}, was {took(old.durations[1])}")
     if worse:
-        return f"{new.release} {'; and it '.join(worse)}.", True
+        return f"{new.release} {'; and it '.join(worse)}.", "bad"
     same = f"{new.release} is no worse than {old.release}"
     numbers = f"it fails {_percent(_rate(new))}, was {_percent(_rate(old))}; p95 {took(new.durations[1])}, was {took(old.durations[1])}"
     few = f", as far as {_ran(new):,} executions can tell" if _ran(new) < FEW else ""
-    return f"{same}{few}: {numbers}.", False
+    return f"{same}{few}: {numbers}.", "good"
 
 
 def _interval(figures: Figures) -> tuple[float, float]:
