@@ -261,7 +261,7 @@ async def test_what_cannot_be_talked_to_is_told_apart(control_plane):
         (["trigger", "chat", "--gateway", "7500"], "--gateway: '7500' is not host:port"),
         (["trigger", "chat", "-d", "{"], "-d is not a JSON object"),
         (["trigger", "chat", "-d", "[1]"], "-d is not a JSON object"),
-        (["trigger", "chat", "-d", "@/no/such/file"], "cannot read /no/such/file"),
+        (["trigger", "chat", "-d", "@/no/such/file"], "cannot read /no/such/file: No such file or directory\n"),
         (["trigger", "chat", "--timeout", "soon"], "'soon' is not a duration such as 10s"),
         ([*DEPLOY, "--wait", "-1"], "'-1' is not a duration"),
         (["statsu"], "Did you mean status?"),

@@ -213,7 +213,10 @@ async def test_commands_with_and_without_a_certificate(tmp_path, certificates, s
         else:
             assert (done.code, done.stderr) == (
                 3,
-                f"pointsman: {control_plane.grpc} hung up on a caller without a certificate: it asks for one (mTLS)\n",
+                (
+                    f"pointsman: {control_plane.grpc} hung up on a caller without a certificate: it asks for one (mTLS), by --certificate and --key"
+                    " (a gateway's are --control-plane-certificate and --control-plane-key)\n"
+                ),
             )
 
 

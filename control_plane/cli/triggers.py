@@ -120,7 +120,9 @@ def _input(data: str) -> Struct:
         try:
             with click.open_file(data[1:]) as file:
                 data = file.read()
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise click.UsageError(f"cannot read {data[1:]}: {error.strerror}") from None
+        except UnicodeDecodeError as error:
             raise click.UsageError(f"cannot read {data[1:]}: {error}") from None
     try:
         return json_format.Parse(data, Struct())

@@ -26,9 +26,14 @@ DIAGNOSE_SECONDS = 2.0
 SOON_SECONDS = 14 * 86_400.0
 WARN_AGAIN_SECONDS = 86_400.0
 MAX_FILE_BYTES = 1024 * 1024
-_WANTS_TLS = "{} speaks TLS, and was spoken to in plain text; name the authority of its certificate"
+_WANTS_TLS = (
+    "{} speaks TLS, and was spoken to in plain text; name the authority of its certificate by --ca (a gateway's is --control-plane-ca)"
+)
 _SPEAKS_PLAIN = "{} does not speak TLS, and was spoken to over TLS; it is another port, or its server has no certificate"
-_WANTS_CERTIFICATE = "{} hung up on a caller without a certificate: it asks for one (mTLS)"
+_WANTS_CERTIFICATE = (
+    "{} hung up on a caller without a certificate: it asks for one (mTLS), by --certificate and --key "
+    "(a gateway's are --control-plane-certificate and --control-plane-key)"
+)
 _OTHER_CERTIFICATE = "{} hung up on the certificate that was shown: it is not of an authority that it knows, or has expired"
 
 log = structlog.get_logger()
