@@ -260,7 +260,7 @@ class NothingToRollBack(_Precondition):
     def __init__(self, app: str, environment: str, release: str) -> None:
         super().__init__(
             f"Nothing was live in {environment!r} before release {release!r} of app {app!r}. "
-            "Deploy the release you want, or name one with to_release.",
+            "Deploy the release you want, or name one that was live there before (to_release, `--to`).",
             app=app,
             environment=environment,
             release=release,
