@@ -74,5 +74,7 @@ async def test_the_real_commands_fit_the_terminal(stack, columns):
 
         plain = await eventually(told)
         # Sentences beside a table are broken by the terminal.
-        table = [line for line in plain.partition("\n\n")[0].splitlines() if not re.match(r"from 20|\S+ in \S+: |\d+ more are missing: ", line)]
+        table = [
+            line for line in plain.partition("\n\n")[0].splitlines() if not re.match(r"from 20|\S+ in \S+: |\d+ more are missing: ", line)
+        ]
         assert max(map(len, table)) <= columns, plain
