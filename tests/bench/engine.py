@@ -24,7 +24,7 @@ from pointsman.v1 import apps_pb2, apps_pb2_grpc, releases_pb2, releases_pb2_grp
 from pointsman.values import to_struct
 from tests.bench.children import bare_server, child, give_way, line, on_processors
 from tests.bench.node_red import node_red
-from tests.bench.table import Row, spread
+from tests.bench.table import Row, milliseconds, percentile
 from tests.processes import run, start_control_plane, start_gateway
 
 ROUNDS = 5
@@ -183,16 +183,21 @@ async def rows() -> list[Row]:
                 rates[name].append(await measure())
         medians = {name: statistics.median(found) for name, found in rates.items()}
         latencies = await _at_half_load([ours_http, echo], medians["ours"] / 2)
-    ours, floor = map(spread, latencies)
+    ours, floor = map(_median_round, latencies)
     return [*_told(medians), Row("HTTP trigger at half that rate", ours, f"uvicorn echo, as many: {floor}", bound="p99 under 10 ms")]
 
 
-async def _at_half_load(addresses: Sequence[str], per_second: float) -> list[list[float]]:
-    """Of triggers that are sent evenly, answered or not, seconds from when each was due, for each server; in turns.
+def _median_round(rounds: list[list[float]]) -> str:
+    p50, p99 = (statistics.median(percentile(found, percent) for found in rounds) for percent in (50, 99))
+    return f"p50 {milliseconds(p50)}, p99 {milliseconds(p99)}"
+
+
+async def _at_half_load(addresses: Sequence[str], per_second: float) -> list[list[list[float]]]:
+    """Of triggers that are sent evenly, answered or not, seconds from when each was due, for each server and round; in turns.
 
     The load is Python's, on the processor that the control plane is on too: how late it is by itself shows at the floor.
     """
-    latencies = [list[float]() for _ in addresses]
+    latencies = [list[list[float]]() for _ in addresses]
     async with AsyncExitStack() as stack:
         loads = []
         for address in addresses:
@@ -203,7 +208,7 @@ async def _at_half_load(addresses: Sequence[str], per_second: float) -> list[lis
             for process, found in zip(loads, latencies, strict=True):
                 assert process.stdin is not None
                 process.stdin.write(f"{SECONDS}\n".encode())
-                found.extend(map(float, (await line(process)).split()))
+                found.append([float(text) for text in (await line(process)).split()])
     return latencies
 
 
