@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -23,6 +24,14 @@ from tests.test_storage_executions import ran as kept_one
 
 MIDNIGHT = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 TODAY = int(MIDNIGHT.timestamp()) * 1_000_000
+
+
+@pytest.fixture(autouse=True)
+def _today(monkeypatch):
+    """Anew for each test: a run of all of them may pass midnight."""
+    midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    monkeypatch.setattr(sys.modules[__name__], "MIDNIGHT", midnight)
+    monkeypatch.setattr(sys.modules[__name__], "TODAY", int(midnight.timestamp()) * 1_000_000)
 
 
 @pytest.fixture
