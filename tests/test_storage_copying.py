@@ -57,7 +57,7 @@ async def fill(url: str, releases: int = 40) -> None:
         await tx.insert_snapshot(old.digest, b"old")
         await tx.insert_release(old)
         await tx.insert_deployment(replace(a_deployment("dold", "old", await tx.next_revision()), digest=old.digest))
-        await tx.prune_release(a_pruning(old))
+        await tx.prune_releases([a_pruning(old)])
         await tx.remember_request(RememberedRequest(caller="ann", request_id="1", fingerprint="f", answer=b"\xff", create_time=NOW))
 
     try:

@@ -207,7 +207,7 @@ class StoreMachine(RuleBasedStateMachine):
             found = await tx.prunable_releases(app, keep_newest=keep_newest, keep_deployed=keep_deployed, limit=limit)
             assert found == going
             for release in found:
-                await tx.prune_release(a_pruning(release))
+                await tx.prune_releases([a_pruning(release)])
                 assert await tx.pruning(app, release.tag) == a_pruning(release)
 
         def change(model):

@@ -71,8 +71,8 @@ async def test_a_pruned_release_leaves_its_record_its_history_and_a_snapshot_tha
     await bind(store, "d1", "v1")
     await bind(store, "d2", "v2")
     shared, own = a_release("v1"), a_release("v3", digest="sha256:own")
-    assert await store.write(lambda tx: tx.prune_release(a_pruning(shared))) == 0
-    assert await store.write(lambda tx: tx.prune_release(a_pruning(own))) == len(b"of v3 alone")
+    assert await store.write(lambda tx: tx.prune_releases([a_pruning(shared)])) == 0
+    assert await store.write(lambda tx: tx.prune_releases([a_pruning(own)])) == len(b"of v3 alone")
     assert await store.read(lambda tx: tx.release("shop", "v1")) is None
     assert await store.read(lambda tx: tx.pruning("shop", "v1")) == a_pruning(shared)
     assert await store.read(lambda tx: tx.pruning("shop", "v2")) is None
@@ -86,13 +86,13 @@ async def test_promise_01_nothing_goes_without_its_record_and_nothing_comes_back
     await filled(store)
     await bind(store, "d1", "v1")
     with pytest.raises(Exception, match=REFUSED):
-        await store.write(lambda tx: tx.prune_release(a_pruning(a_release("v1"))))
+        await store.write(lambda tx: tx.prune_releases([a_pruning(a_release("v1"))]))
     with pytest.raises(Exception, match=REFUSED):
-        await store.write(lambda tx: tx.prune_release(a_pruning(a_release("v2", digest="sha256:other"))))
+        await store.write(lambda tx: tx.prune_releases([a_pruning(a_release("v2", digest="sha256:other"))]))
     for statement in ("DELETE FROM releases WHERE tag = 'v2'", "DELETE FROM snapshots"):
         with pytest.raises(Exception, match=REFUSED):
             await sql(store, statement)
-    await write(store, lambda tx: tx.prune_release(a_pruning(a_release("v2"))))
+    await write(store, lambda tx: tx.prune_releases([a_pruning(a_release("v2"))]))
     with pytest.raises(Exception, match="never come back"):
         await write(store, lambda tx: tx.insert_release(a_release("v2")))
     for statement in ("DELETE FROM prunings", "UPDATE prunings SET tag = 'v1'"):
@@ -127,7 +127,7 @@ async def test_a_store_from_before_is_brought_forward_with_all_that_it_holds(url
     await bind(store, "d4", "v2", "production")
     with pytest.raises(Exception, match=r"(?i)unique"):
         await write(store, lambda tx: tx.insert_deployment(a_deployment("d4", "v2", 9)))
-    await write(store, lambda tx: tx.prune_release(a_pruning(a_release("v1"))))
+    await write(store, lambda tx: tx.prune_releases([a_pruning(a_release("v1"))]))
     assert [entry.deployment_id for entry in (await held(store))[1]] == ["d4", "d3", "d2", "d1"]
     await store.close()
     store = await open_store(url)

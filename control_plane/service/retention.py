@@ -41,18 +41,18 @@ class Retention:
                 await find_app(tx, app)
                 found = await tx.prunable_releases(app, keep_newest=keep_newest, keep_deployed=kept, limit=MAX_PRUNED + 1)
                 going = await describe(tx, found[:MAX_PRUNED])
-                freed = 0
-                for release in (info.release for info in going):
-                    freed += await tx.prune_release(
-                        Pruning(
-                            app=app,
-                            tag=release.tag,
-                            digest=release.digest,
-                            size_bytes=release.size_bytes,
-                            prune_time=now,
-                            pruned_by=call.actor,
-                        )
+                prunings = [
+                    Pruning(
+                        app=app,
+                        tag=release.tag,
+                        digest=release.digest,
+                        size_bytes=release.size_bytes,
+                        prune_time=now,
+                        pruned_by=call.actor,
                     )
+                    for release in (info.release for info in going)
+                ]
+                freed = await tx.prune_releases(prunings) if prunings else 0
                 return Pruned(releases=going, freed_bytes=freed, more=len(found) > MAX_PRUNED)
 
             return await once(tx, call, now, Pruned, prune)

@@ -193,10 +193,11 @@ class Transaction(ReadTransaction, Protocol):
     async def insert_release(self, release: Release) -> None:
         """(app, tag) must be free; the snapshot must be there. Releases and snapshots can never be updated or deleted after."""
 
-    async def prune_release(self, pruning: Pruning) -> int:
-        """Records and deletes a release that is bound nowhere, and its snapshot if no other release has it. The only way to do so.
+    async def prune_releases(self, prunings: Sequence[Pruning]) -> int:
+        """Records and deletes releases that are bound nowhere, and their snapshots if no other release has them. The only way to do so.
 
-        What the history says of it stays; its tag can never be inserted again. Returns how many bytes of snapshots went with it.
+        What the history says of them stays; their tags can never be inserted again. Returns how many bytes of snapshots went with them.
+        At most 1,000, and at least one.
         """
 
     async def insert_deployment(self, deployment: Deployment) -> None:

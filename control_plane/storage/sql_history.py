@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -94,21 +96,19 @@ class SqlHistory(SqlTransaction):
             return None
         return Pruning(app=row[0], tag=row[1], digest=row[2], size_bytes=row[3], prune_time=from_micros(row[4]), pruned_by=row[5])
 
-    async def prune_release(self, pruning: Pruning) -> int:
-        await self._rows(
-            f"INSERT INTO prunings ({_PRUNING}) VALUES (?, ?, ?, ?, ?, ?)",
-            pruning.app,
-            pruning.tag,
-            pruning.digest,
-            pruning.size_bytes,
-            to_micros(pruning.prune_time),
-            pruning.pruned_by,
-        )
-        await self._rows("DELETE FROM releases WHERE app = ? AND tag = ?", pruning.app, pruning.tag)
+    async def prune_releases(self, prunings: Sequence[Pruning]) -> int:
+        # A statement for all: one for each takes PostgreSQL a third of a second for 500.
+        def marks(columns: int) -> str:
+            return ", ".join([f"({', '.join('?' * columns)})"] * len(prunings))
+
+        rows = [(p.app, p.tag, p.digest, p.size_bytes, to_micros(p.prune_time), p.pruned_by) for p in prunings]
+        await self._rows(f"INSERT INTO prunings ({_PRUNING}) VALUES {marks(6)}", *itertools.chain.from_iterable(rows))
+        tags = itertools.chain.from_iterable((p.app, p.tag) for p in prunings)
+        await self._rows(f"DELETE FROM releases WHERE (app, tag) IN (VALUES {marks(2)})", *tags)
         gone = await self._rows(
-            "DELETE FROM snapshots WHERE digest = ? AND NOT EXISTS (SELECT 1 FROM releases r WHERE r.digest = snapshots.digest) "
-            "RETURNING length(data)",
-            pruning.digest,
+            f"DELETE FROM snapshots WHERE digest IN (VALUES {marks(1)}) "
+            "AND NOT EXISTS (SELECT 1 FROM releases r WHERE r.digest = snapshots.digest) RETURNING length(data)",
+            *(p.digest for p in prunings),
         )
         return sum(int(row[0]) for row in gone)
 
