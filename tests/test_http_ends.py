@@ -95,7 +95,7 @@ async def test_a_request_that_was_refused_or_left_does_not_run():
     connection, _ = wired(handler)
     connection.data_received(GET)
     connection.connection_lost(None)
-    await eventually(lambda: connection.running is None)
+    await eventually(lambda: connection._running is None)
     assert not ran
 
 
@@ -155,7 +155,7 @@ async def test_who_sends_its_body_at_once_is_not_told_to():
     async with serving(says) as server, connected(server) as (reader, writer):
         # HTTP/1.0 does not know such an answer.
         writer.write(b"POST / HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
-        await eventually(lambda: any(connection.running is not None for connection in server._shared.connections))
+        await eventually(lambda: any(connection._running is not None for connection in server._shared.connections))
         writer.write(b"hi")
         assert (await reader.read(-1)).startswith(b"HTTP/1.1 200 OK")
 
@@ -178,7 +178,7 @@ async def test_a_body_is_not_counted_as_a_head():
     connection.data_received(b"TP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n8000\r\n")
     for _ in range(5):
         connection.data_received(b"x" * 0x8000 + b"\r\n8000\r\n")
-    await eventually(lambda: connection.running is not None and b"200 OK" in wire.written)
+    await eventually(lambda: connection._running is not None and b"200 OK" in wire.written)
     assert b"TOO_LARGE" not in wire.written
     # What a chunk says of itself is.
     connection.data_received(b"x" * 0x8000 + b"\r\n1;")
@@ -192,7 +192,7 @@ async def test_each_request_has_its_own_time(monkeypatch):
     connection.data_received(b"GET / HTTP/1.1\r\n")
     monkeypatch.setattr(http1, "HEAD_SECONDS", 100)
     connection.data_received(b"Host: a\r\n\r\nGET /")
-    await eventually(lambda: connection.running is None)
+    await eventually(lambda: connection._running is None)
     connection.expire(connection.loop.time() + 50)
     assert b"did not come whole" not in wire.written
     connection.expire(connection.loop.time() + 101)
@@ -251,7 +251,7 @@ async def test_what_comes_after_the_end_asks_for_nothing():
     told_before = wire.written
     # Under TLS more may come after it was closed.
     connection.data_received(GET)
-    assert connection.running is None
+    assert connection._running is None
     assert wire.written == told_before
 
 

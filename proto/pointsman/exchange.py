@@ -69,7 +69,7 @@ class Exchange:
     def __init__(
         self, connection: Connection, method: str, target: bytes, headers: list[Header], *, keep_alive: bool, is_old: bool
     ) -> None:
-        """`is_old`: HTTP/1.0."""
+        """`is_old`: of another version than 1.1, so that nothing is known of what it takes."""
         self._connection = connection
         self.method = method
         self.target = target

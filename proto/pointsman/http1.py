@@ -85,11 +85,6 @@ class Connection(asyncio.Protocol):
         """The header that says when."""
         return self._shared.date
 
-    @property
-    def running(self) -> Exchange | None:
-        """What is being answered."""
-        return self._running
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The first head is waited for from now on."""
         self.transport = transport  # type: ignore[assignment]
