@@ -59,11 +59,12 @@ def split(packed: bytes, size: int = 7) -> list[bytes]:
 
 
 TEXT = b"All that was said. " * 50
+PACKED = gzip.compress(TEXT)
 
 
 @pytest.mark.parametrize("size", [1, 7, 10_000])
 async def test_packed_answers_are_unpacked_however_they_are_cut(clients, size):
-    assert await body_of(clients, *split(gzip.compress(TEXT), size), encoding="gzip") == TEXT
+    assert await body_of(clients, *split(PACKED, size), encoding="gzip") == TEXT
     assert await body_of(clients, *split(zlib.compress(TEXT), size), encoding="deflate") == TEXT
     members = gzip.compress(TEXT[:100]) + gzip.compress(TEXT[100:])
     assert await body_of(clients, *split(members, size), encoding="gzip") == TEXT
@@ -84,11 +85,12 @@ async def test_a_small_answer_that_unpacks_to_a_large_one_is_refused_and_not_unp
 @pytest.mark.parametrize(
     ("packed", "encoding", "says", "retryable"),
     [
-        (gzip.compress(TEXT)[:-9], "gzip", "the answer was cut: its gzip has no end", True),
-        (gzip.compress(TEXT) + gzip.compress(TEXT)[:9], "gzip", "the answer was cut: its gzip has no end", True),
+        (PACKED[:-9], "gzip", "the answer was cut: its gzip has no end", True),
+        (PACKED + PACKED[:9], "gzip", "the answer was cut: its gzip has no end", True),
         (b"not packed at all", "gzip", "answered gzip that is broken", False),
         (TEXT, "br", "in the encoding 'br', and was asked for gzip or none", False),
     ],
+    ids=["cut", "second member cut", "not gzip", "another encoding"],
 )
 async def test_what_cannot_be_unpacked_is_told(clients, packed, encoding, says, retryable):
     with pytest.raises(StepError, match=says) as failed:
