@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 
 import pytest
 import yaml
@@ -16,7 +17,7 @@ from pointsman.nodes import NotReadableError
 from pointsman.plain import as_yaml, plain
 from pointsman.v1.config_pb2 import AppConfig
 from pointsman.v1.releases_pb2 import CreateReleaseRequest
-from tests.clients import cli
+from tests.clients import cli, cli_done
 from tests.processes import BIN
 from tests.processes import run as run_command
 from tests.sample_apps import as_yaml as written
@@ -29,7 +30,7 @@ PIPELINE = "pipelines:\n  - name: chat\n    stages:\n      - name: s\n        st
 def read_text(tmp_path, text):
     file = tmp_path / "app.yaml"
     file.write_text(text)
-    return read(str(file))
+    return read(str(file)).check()
 
 
 def told(tmp_path, text):
@@ -108,7 +109,7 @@ WRONG = "endpoints:\n  - name: chat\n    pipeline: nowhere\n  - {name: 'ü😀',
 def test_places_are_the_same_whatever_wrote_the_file(tmp_path, altered):
     file = tmp_path / "app.yaml"
     file.write_bytes(altered(WRONG).encode())
-    assert [(found.line, found.column, found.violation.field) for found in read(str(file)).violations] == [
+    assert [(found.line, found.column, found.violation.field) for found in read(str(file)).check().violations] == [
         (3, 15, "endpoints[0].pipeline"),
         (4, 12, "endpoints[1].name"),
         (4, 44, "endpoints[1].timeout"),
@@ -121,7 +122,7 @@ def test_places_in_json_that_is_indented_by_tabs(tmp_path, ending):
     text = '{\n\t"endpoints": [\n\t\t{"name": "chat", "pipeline": "nowhere",\t"timeout": 10}\n\t],\n\t"tools": [{"name": "t", "http": {"url": "ftp://x"}}]\n}\n'
     file = tmp_path / "app.json"
     file.write_bytes(text.replace("\n", ending).encode())
-    assert [(found.line, found.column, found.violation.field) for found in read(str(file)).violations] == [
+    assert [(found.line, found.column, found.violation.field) for found in read(str(file)).check().violations] == [
         (3, 32, "endpoints[0].pipeline"),
         (3, 54, "endpoints[0].timeout"),
         (5, 42, "tools[0].http.url"),
@@ -317,6 +318,32 @@ async def test_validate_tells_programs_too(tmp_path):
     file.write_text("endpoints: []\n")
     done = await cli("app", "validate", str(file), "-o", "json")
     assert (done.code, json.loads(done.stdout)) == (0, {"violations": []})
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (ENDPOINT.replace("pipeline: chat", "pipeline: nowhere"), "line 3, column 15: endpoints[0].pipeline: there is no pipeline"),
+        ("endpionts: []\n", "line 1, column 1: endpionts: unknown field."),
+        # gRPC itself finds it too large, before a server of ours has read it.
+        (f"tools: [{{name: t, description: {'x' * 21_000_000}}}]\n", "line 1, column 32: tools[0].description"),
+    ],
+    ids=["unsound", "unreadable", "too large"],
+)
+async def test_push_tells_lines_and_makes_no_app_for_a_file_that_is_refused(control_plane, tmp_path, text, told):
+    file = tmp_path / "app.yaml"
+    file.write_text(text)
+    app = f"lines-{uuid.uuid4().hex[:8]}"
+    of_app = {"POINTSMAN_SERVER": control_plane.grpc, "POINTSMAN_APP": app}
+    without_app = await cli("app", "push", str(file), **of_app)
+    # There is none of that name.
+    await cli_done("app", "create", app, **of_app)
+    with_app = await cli("app", "push", str(file), **of_app)
+    assert (without_app.code, with_app.code) == (1, 1)
+    assert without_app.stderr == with_app.stderr
+    assert with_app.stderr.startswith(f"INVALID_FIELD: {file} has ")
+    assert told in with_app.stderr
+    assert json.loads(await cli_done("app", "draft", "-o", "json", **of_app))["draft_version"] == "0"
 
 
 async def test_a_file_that_is_not_there_is_wrong_use(tmp_path):

@@ -64,8 +64,11 @@ def commands() -> dict[str, click.Command]:
     for name in COMMANDS:
         command = main.get_command(click.Context(main), name)
         assert command is not None
-        inner = getattr(command, "commands", None)
-        found |= {f"{name} {one}": of for one, of in inner.items()} if inner else {name: command}
+        if isinstance(command, click.Group):
+            context = click.Context(command)
+            found |= {f"{name} {one}": command.get_command(context, one) for one in command.list_commands(context)}
+        else:
+            found[name] = command
     return found
 
 

@@ -68,7 +68,7 @@ class Lazy(click.Group):
 COMMANDS = {
     "demo": ("control_plane.cli.demo:command", "Walk the whole release workflow against real servers."),
     "dev": ("control_plane.cli.dev:command", "Both servers with a sample app, until Ctrl-C."),
-    "app": ("control_plane.cli.apps:command", "Apps and their drafts: create, list, validate, push, draft."),
+    "app": ("control_plane.cli:app", "Apps and their drafts: create, list, validate, push, draft."),
     "release": ("control_plane.cli.releases:command", "Releases: create, list, show, diff, prune."),
     "deploy": ("control_plane.cli.deployments:deploy", "Make a release live in an environment."),
     "promote": ("control_plane.cli.deployments:promote", "Make what is live in one environment live in another."),
@@ -102,6 +102,20 @@ def _keep_examples(command: click.Command) -> None:
         _keep_examples(inner)
     if command.help and "\b" not in command.help:
         command.help = inspect.cleandoc(command.help).replace("Example: ", "\b\nExample:\n  ")
+
+
+APP_COMMANDS = {
+    "create": ("control_plane.cli.apps:create", "Create an app with an empty draft."),
+    "list": ("control_plane.cli.apps:list_apps", "List the apps, newest first."),
+    "validate": ("control_plane.cli.appfile:validate", "Check an app file without a server."),
+    "push": ("control_plane.cli.apps:push", "Make the app's draft what a file says."),
+    "draft": ("control_plane.cli.apps:draft", "Show the draft as a file that `app push` takes."),
+}
+
+
+@click.group(cls=Lazy, commands=APP_COMMANDS)
+def app() -> None:
+    """An app and its draft: the configuration that people edit."""
 
 
 @click.group(cls=Lazy, commands=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})

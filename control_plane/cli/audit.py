@@ -9,10 +9,10 @@ from typing import Any, BinaryIO, NoReturn
 
 import click
 
-from control_plane.cli.client import REFUSED, Connection, server_options
+from control_plane.cli.client import Connection, server_options
 from control_plane.cli.moments import MOMENT
 from control_plane.cli.names import ENVIRONMENT
-from control_plane.cli.output import one_of_many, output_option, print_plain, short, show, when
+from control_plane.cli.output import REFUSED, one_of_many, output_option, print_plain, short, show, when
 from control_plane.cli.tables import table
 from pointsman.audit import FIRST, entry_hash
 from pointsman.v1 import audit_pb2 as pb

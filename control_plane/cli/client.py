@@ -21,7 +21,7 @@ import grpc
 from google.protobuf.message import Message
 
 from control_plane.cli.names import APP
-from control_plane.cli.output import harmless_lines
+from control_plane.cli.output import refuse
 from pointsman.settings import Address
 from pointsman.v1 import apps_pb2, apps_pb2_grpc
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pointsman.tls import ClientTls
 
 CALL_SECONDS = 30.0
-REFUSED, UNREACHABLE = 1, 3
+UNREACHABLE = 3
 SERVERS = {
     "server": ("control plane", "localhost:7400", "pointsman control-plane"),
     "gateway": ("gateway", "localhost:7500", "pointsman gateway"),
@@ -99,11 +99,14 @@ class Connection:
             credentials = grpc.ssl_channel_credentials(pems.ca, pems.key or None, pems.certificate or None)
             self.channel = grpc.secure_channel(self.address, credentials, options=options)
 
-    def call(self, method: Any, request: Message, seconds: float = CALL_SECONDS) -> Any:
-        """The response; a refusal or an unreachable server ends the command."""
+    def call(self, method: Any, request: Message, seconds: float = CALL_SECONDS, *, if_invalid: Callable[[], None] = lambda: None) -> Any:
+        """The response; a refusal or an unreachable server ends the command. `if_invalid` may say more of a bad request."""
         try:
             return method(request, timeout=seconds, metadata=metadata())
         except grpc.RpcError as error:
+            # What is far too large gRPC itself refuses.
+            if _code(error) in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED):
+                if_invalid()
             self.fail(error)
 
     def find(self, method: Any, request: Message) -> Any | None:
@@ -189,17 +192,6 @@ def told(error: grpc.RpcError) -> tuple[str, str, list[tuple[str, str]]]:
                 detail.Unpack(known)
     violations = [(v.field, v.description) for v in bad.field_violations]
     return info.reason or _code(error).name, call.details() or "", violations
-
-
-def refuse(reason: str, message: str, violations: list[tuple[str, str]]) -> NoReturn:
-    """`REASON: message` on stderr, then a line for each violation when there are several; exit status 1."""
-    if len(violations) > 1:
-        click.echo(f"{reason}: {len(violations)} violations", err=True)
-        for field, description in violations:
-            click.echo(harmless_lines(f"  {field}: {description}" if field else f"  {description}"), err=True)
-    else:
-        click.echo(harmless_lines(f"{reason}: {message}"), err=True)
-    sys.exit(REFUSED)
 
 
 @functools.cache

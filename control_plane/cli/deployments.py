@@ -10,10 +10,10 @@ import click
 from google.protobuf.duration_pb2 import Duration
 
 from control_plane.cli.changes import tell_changes
-from control_plane.cli.client import REFUSED, Connection, new_request_id, only_app, server_options
+from control_plane.cli.client import Connection, new_request_id, only_app, server_options
 from control_plane.cli.durations import DURATION
 from control_plane.cli.names import ENVIRONMENT, TAG
-from control_plane.cli.output import output_option, short, show, when
+from control_plane.cli.output import REFUSED, output_option, short, show, when
 from control_plane.cli.progress import told_live
 from control_plane.cli.rollout import tell_rollout
 from control_plane.cli.tables import table

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 F = TypeVar("F", bound=Callable[..., Any])
+REFUSED = 1
+"""Exit status."""
 FORMATS = ["text", "json", "yaml"]
 MAX_CELL_CHARS = 60
 
@@ -52,6 +55,17 @@ def show(message: Message, output: str, text: Callable[[], None]) -> None:
         text()
     else:
         print_plain(whole(message), output)
+
+
+def refuse(reason: str, message: str, violations: list[tuple[str, str]]) -> NoReturn:
+    """`REASON: message` on stderr, then a line for each violation when there are several; exit status 1."""
+    if len(violations) > 1:
+        click.echo(f"{reason}: {len(violations)} violations", err=True)
+        for field, description in violations:
+            click.echo(harmless_lines(f"  {field}: {description}" if field else f"  {description}"), err=True)
+    else:
+        click.echo(harmless_lines(f"{reason}: {message}"), err=True)
+    sys.exit(REFUSED)
 
 
 def print_plain(value: object, output: str) -> None:

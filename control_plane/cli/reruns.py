@@ -11,9 +11,9 @@ import grpc
 from google.protobuf import json_format
 from google.protobuf.struct_pb2 import Struct
 
-from control_plane.cli.client import REFUSED, Connection, metadata, server_options, told
+from control_plane.cli.client import Connection, metadata, server_options, told
 from control_plane.cli.durations import DURATION
-from control_plane.cli.output import output_option, print_plain, short, whole
+from control_plane.cli.output import REFUSED, output_option, print_plain, short, whole
 from control_plane.cli.tables import table
 from pointsman.captured import why_not_again
 from pointsman.v1 import executions_pb2 as pb

@@ -6,21 +6,20 @@ Every violation is told at once, with its path, its line and its column.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import msgspec
 from google.protobuf import json_format
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from pointsman.errors import Violation, did_you_mean
 from pointsman.nodes import Node, NotReadableError, compose, scalar
-from pointsman.rules import MAX_SNAPSHOT_BYTES, check_config
 from pointsman.v1.config_pb2 import AppConfig
 
-# Text is larger than its serialisation: quotes, indentation, comments.
-MAX_FILE_BYTES = 4 * MAX_SNAPSHOT_BYTES
+# Four times the largest snapshot: text is larger than its serialisation, by quotes, indentation, comments.
+MAX_FILE_BYTES = 32 * 1024 * 1024
 MAX_SHOWN_CHARS = 60
 _WANTED = {
     FieldDescriptor.CPPTYPE_STRING: "text; put it in quotes",
@@ -31,8 +30,7 @@ _WANTED = {
 }
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(msgspec.Struct, frozen=True):
     """One violation, and where it stands in the file: lines and columns count from 1."""
 
     violation: Violation
@@ -43,16 +41,42 @@ class Found:
         return f"line {self.line}, column {self.column}: {self.violation}"
 
 
-@dataclass(frozen=True)
-class AppFile:
-    """A file that was read. `config` is sound when there are no `violations`, which are in the order of the file."""
+class AppFile(msgspec.Struct, frozen=True):
+    """A file that was read and checked. `config` is sound when there are no `violations`, which are in the order of the file."""
 
     config: AppConfig
     violations: list[Found]
 
 
+class Reading:
+    """A file that was read, and not checked by the rules yet. `config` is what of it could be read."""
+
+    def __init__(self, root: Node) -> None:
+        self.config = AppConfig()
+        self._root = root
+        self._reader = _Reader()
+        self._reader.fill("", root, self.config)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether `config` is all that the file says."""
+        return not self._reader.violations([], self._root)
+
+    def check(self) -> AppFile:
+        """By every rule that a server has, too."""
+        # Takes as long to import as all else that a command needs, and servers have it already.
+        from pointsman.rules import check_config
+
+        return AppFile(self.config, self._reader.violations(check_config(self.config), self._root))
+
+
 def parse(text: str) -> AppFile:
-    """Reads and checks the text of a file.
+    """Reads and checks the text of a file. Raises NotReadableError as read() does."""
+    return read(text).check()
+
+
+def read(text: str) -> Reading:
+    """Reads the text of a file.
 
     Raises:
         NotReadableError: when it is no YAML or JSON, or no mapping.
@@ -62,10 +86,7 @@ def parse(text: str) -> AppFile:
         raise NotReadableError("the file is empty; `endpoints: []` is an app without anything")
     if root.kind != "mapping":
         raise NotReadableError(f"{root.where}: the file must be a mapping with endpoints, pipelines, tools and models")
-    reader = _Reader()
-    config = AppConfig()
-    reader.fill("", root, config)
-    return AppFile(config, reader.violations(check_config(config), root))
+    return Reading(root)
 
 
 def read_field(text: str, field: FieldDescriptor, message: Message) -> list[Violation]:
