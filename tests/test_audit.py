@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import json
 import re
 import sqlite3
@@ -352,6 +353,13 @@ async def test_the_console_is_recorded_as_the_api_is(tmp_path):
         assert "app-59" in first
         assert "forged" not in first
         assert "forged" in await site.page(older[1])
+        assert "app-59" in await site.page("/audit?since=1h")
+        assert "No entry passes this filter" in await site.page("/audit?until=1h")
+        assert "is no time: write how long ago" in await site.page("/audit?since=yesterday", 400)
+        # The next page is of the same time as this one, whenever it is asked for.
+        older = re.search(r'href="(/audit\?since=20[^"]+)"', await site.page("/audit?since=1h"))
+        assert older
+        assert "forged" in await site.page(html.unescape(older[1]))
 
 
 def test_anchors_that_are_none(tmp_path):

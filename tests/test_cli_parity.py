@@ -45,7 +45,13 @@ PAGES = {
     "/tokens/{token}": ["token list", "token revoke"],
 }
 # Commands that ask, and the page that asks the same: each of their options is a field of that name.
-FORMS = {"status": "environments.html", "trigger": "try.html", "execution list": "executions.html", "summary": "summary.html"}
+FORMS = {
+    "status": "environments.html",
+    "trigger": "try.html",
+    "execution list": "executions.html",
+    "summary": "summary.html",
+    "audit list": "audit.html",
+}
 # Whom to ask and how to print; how many at once; the page has the input in forms of its own, and always streams.
 WITHOUT_FIELD = {"server", "gateway", "app", "ca", "certificate", "key", "output", "limit", "timeout", "data", "stream"}
 # That page shows all environments at a glance.

@@ -14,7 +14,6 @@ from control_plane.console.parts import Parts
 from control_plane.console.rollouts import MAX_NAMED, Rollouts
 from control_plane.console.visit import Visit
 from control_plane.service.paging import PageRequest
-from control_plane.storage.sql import from_micros
 from pointsman.errors import InvalidField, PointsmanError, Violation
 
 HISTORY_SIZE = 20
@@ -63,11 +62,8 @@ class EnvironmentPages:
     def _past_moment(self, text: str) -> datetime | None:
         """None where nothing was typed. Raises InvalidField."""
         now = self._parts.clock()
-        micros = moment_of("as_of", text, now)
-        if micros is None:
-            return None
-        moment = from_micros(micros)
-        if moment > now:
+        moment = moment_of("as_of", text, now)
+        if moment is not None and moment > now:
             raise InvalidField([Violation("as_of", f"{text[:40]!r} is yet to come; write a time that has passed")])
         return moment
 

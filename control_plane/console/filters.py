@@ -49,8 +49,8 @@ async def read_filters(visit: Visit, app: str, typed: Mapping[str, str], now: da
         error_reason=typed["error_reason"],
         outcome=int(Outcome[outcome]) if outcome else 0,
         min_duration=round(seconds_of("min_duration", least) * 1_000_000) if least else 0,
-        since=moment_of("since", typed["since"], now),
-        until=moment_of("until", typed["until"], now),
+        since=_micros(moment_of("since", typed["since"], now)),
+        until=_micros(moment_of("until", typed["until"], now)),
     )
 
 
@@ -71,17 +71,20 @@ def seconds_of(field: str, text: str) -> float:
     return seconds
 
 
-def moment_of(field: str, text: str, now: datetime) -> int | None:
-    """In microseconds since 1970, None where nothing was typed. Raises InvalidField."""
+def moment_of(field: str, text: str, now: datetime) -> datetime | None:
+    """A moment, or how long ago it was; None where nothing was typed. Raises InvalidField."""
     if not text:
         return None
     if _LENGTH.fullmatch(text):
-        return to_micros(now - timedelta(seconds=seconds_of(field, text)))
+        return now - timedelta(seconds=seconds_of(field, text))
     try:
         # A plus sign of a link that was not escaped arrives as a space.
         found = datetime.fromisoformat(re.sub(r" (\d\d:\d\d)$", r"+\1", text) if "T" in text else text)
-        found = found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+        return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
     except (ValueError, OverflowError):
         how = f"{text[:40]!r} is no time: write how long ago, such as 15m or 2h, or a moment, such as 2026-01-31T12:00 (UTC)"
         raise InvalidField([Violation(field, how)]) from None
-    return to_micros(found)
+
+
+def _micros(moment: datetime | None) -> int | None:
+    return None if moment is None else to_micros(moment)
