@@ -51,11 +51,9 @@ def backup(path: Path, store: str, output: str) -> None:
         made = back_up(sqlite_path(store), path)
     except (CannotOpenStore, CannotCopyStore) as error:
         refuse(str(error))
-    tell(
-        output,
-        {"path": str(path), **dataclasses.asdict(made)},
-        f"{path}: revision {made.revision}, {made.releases} releases, {made.size_bytes / MIB:.1f} MiB; whole and checked",
-    )
+    releases = f"{made.releases} release{'' if made.releases == 1 else 's'}"
+    text = f"{path}: revision {made.revision}, {releases}, {made.size_bytes / MIB:.1f} MiB; whole and checked"
+    tell(output, {"path": str(path), **dataclasses.asdict(made)}, text)
 
 
 @main.command("copy-store")

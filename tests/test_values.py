@@ -44,9 +44,9 @@ def test_json_is_taken_up_to_the_nesting_that_messages_can_hold(value, around):
         (b'["a\\u0000"]', "NUL"),
         (b'{"a": [9223372036854775808]}', "more than 64 bits"),
         (b"[-9223372036854775809]", "more than 64 bits"),
-        (b"NaN", "is not JSON"),
-        (b'"\xff"', "is not JSON"),
-        (b"", "is not JSON"),
+        (b"NaN", "is not JSON: invalid character"),
+        (b'"\xff"', "is not JSON: a string in it is not UTF-8"),
+        (b"", "is not JSON: it ends too early"),
     ],
 )
 def test_other_text_is_refused_with_the_reason(text, says):

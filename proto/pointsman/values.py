@@ -40,6 +40,9 @@ SIZE_REFUSED = (
 INTEGER_REFUSED = "has an integer of more than 64 bits, which expressions cannot hold; write it as a string, or with an exponent"
 MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1
 
+# Of msgspec's words those that say less than they could to whom they are shown.
+_NOT_JSON = {"Input data was truncated": "it ends too early"}
+
 # Only then can an integer have more than 64 bits; that spares almost every text the walk.
 _MANY_DIGITS, _ANY_DIGIT = b"0" * 19, bytes.maketrans(b"123456789", b"0" * 9)
 _ESCAPES = re.compile(rb"\\.")
@@ -95,8 +98,10 @@ def decode_json(data: bytes, *, unique_keys: bool = False) -> Any:
         found = msgspec.json.decode(data)
     except RecursionError:
         raise ValueError(NESTING_REFUSED) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"is not JSON: {error}") from None
+    except msgspec.DecodeError as error:
+        raise ValueError(f"is not JSON: {_NOT_JSON.get(str(error), str(error).removeprefix('JSON is malformed: '))}") from None
+    except UnicodeDecodeError:
+        raise ValueError("is not JSON: a string in it is not UTF-8") from None
     if data.count(b"{") + data.count(b"[") > MAX_NESTING and _too_deep(data):
         raise ValueError(NESTING_REFUSED)
     # A NUL can only be written as this escape, so the search spares almost every text the walk.
