@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any
+
+import msgspec
 
 from pointsman import syntax
 
@@ -58,8 +59,7 @@ _SHORT = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Size:
+class _Size(msgspec.Struct, frozen=True):
     """So many characters or elements; of elements, the largest. What comes from a variable counts as one."""
 
     count: float
@@ -158,7 +158,7 @@ def _larger(left: _Size, right: _Size) -> _Size:
 
 def _joined(left: _Size, right: _Size) -> _Size:
     known = left.total - left.count + right.total - right.count
-    return replace(_larger(left, right), count=left.count + right.count, known=known)
+    return msgspec.structs.replace(_larger(left, right), count=left.count + right.count, known=known)
 
 
 def has_optional(expr: Any) -> bool:

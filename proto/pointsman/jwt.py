@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 from urllib.parse import urlsplit
+
+import msgspec
 
 from pointsman.settings import Address, is_loopback
 
@@ -25,8 +26,7 @@ class JwtError(Exception):
     """JWTs cannot be judged by these settings; the message is one line for the person who started the server."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JwtRules:
+class JwtRules(msgspec.Struct, frozen=True, kw_only=True):
     """Whose JWTs count, `issuer`; whom they must be for; where their keys are, a URL or a path; and the names of the claims."""
 
     issuer: str
@@ -42,8 +42,7 @@ class JwtRules:
         return "://" in self.jwks
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
+class Subject(msgspec.Struct, frozen=True, kw_only=True):
     """Who shows a JWT, and what it allows. Empty `apps`, `environments`: all. `expire_time` is a time.time()."""
 
     subject: str

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import yaml
 
 # A schema this deep is still one that protobuf takes: each level is three nested messages, and its limit is 100.
@@ -33,8 +33,7 @@ class NotReadableError(Exception):
     """The text is no YAML or JSON that is taken; the message says why, and where."""
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(msgspec.Struct, frozen=True):
     """A part of the file. `content` is a list of pairs for a mapping, a list of nodes for a list, else the value itself."""
 
     content: list[tuple[Node, Node]] | list[Node] | Scalar

@@ -7,12 +7,12 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 from urllib.parse import quote
 
 import grpc
 import grpc.aio
+import msgspec
 import structlog
 from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import DecodeError, Message
@@ -122,7 +122,7 @@ def _wrapped(handler: Any, method: str, entry: Entry) -> Any:
     Requests come as bytes, so that who may not call costs no decoding. Responses may be messages or bytes that are serialised already, so
     that one serialisation serves any number of streams.
     """
-    entry = replace(entry, method=method, decode=handler.request_deserializer, last={})
+    entry = msgspec.structs.replace(entry, method=method, decode=handler.request_deserializer, last={})
     make: Any
     wrapped: Any
     if handler.unary_unary:
@@ -136,8 +136,7 @@ def _wrapped(handler: Any, method: str, entry: Entry) -> Any:
     return make(wrapped, response_serializer=_encoder(handler.response_serializer))
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """What stands before a method."""
 
     authorise: Authorise
@@ -149,7 +148,7 @@ class Entry:
     asks_again: bool
     method: str = ""
     decode: Callable[[bytes], Any] = bytes
-    last: dict[bytes, Any] = field(default_factory=dict)
+    last: dict[bytes, Any] = {}
     """The newest request of a stream, by its bytes."""
 
     def admit(self, context: Any) -> tuple[Check | None, str]:
