@@ -9,8 +9,9 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from data_plane.holder import Holder
 from data_plane.lookup import Allowance
@@ -34,8 +35,7 @@ MAY_CALL = {
 """By gRPC method; what is not here nobody may call."""
 
 
-@dataclass(slots=True)
-class _Bucket:
+class _Bucket(msgspec.Struct):
     left: float
     filled_at: float
 

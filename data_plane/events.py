@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 # Of one execution: some hundred steps at most, so only text can be more, and text is joined.
 JOIN_DELTAS_BEYOND = 64
 
 
-@dataclass(slots=True)
-class Event:
+class Event(msgspec.Struct):
     """`name` is the field of TriggerStreamResponse, such as `step_started`. With `stale_seconds` the head of the answer says so."""
 
     name: str

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
 
+import msgspec
 import structlog
 
 from data_plane.loaded import LoadedRelease
@@ -26,8 +27,7 @@ PREPARED_BYTES = 256 * 1024 * 1024
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class Change(msgspec.Struct, frozen=True, kw_only=True):
     """What a control plane told: the bindings to flip to, all at once.
 
     A binding with an empty release is gone. `unusable` has, by digest, why a release cannot be run here: the release before it goes
@@ -38,7 +38,7 @@ class Change:
     store_id: str
     bindings: Sequence[Bound]
     unusable: Mapping[str, str]
-    policies: Mapping[str, Policy | None] = field(default_factory=dict)
+    policies: Mapping[str, Policy | None] = {}
     complete: bool = False
 
 

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+
+import msgspec
 
 from data_plane.loaded import LoadedEndpoint
 from pointsman.errors import RateLimited
@@ -17,10 +18,9 @@ Key = tuple[str, str, str]
 """app, environment, path: a limit is one over all releases, so that a deploy does not double what is running."""
 
 
-@dataclass(slots=True)
-class _Line:
+class _Line(msgspec.Struct):
     running: int = 0
-    waiting: dict[asyncio.Future[None], int] = field(default_factory=dict)
+    waiting: dict[asyncio.Future[None], int] = {}
     """The turns that are waited for, first come first, with the limit that each knows: that of its release."""
 
     def call_next(self) -> None:

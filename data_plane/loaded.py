@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TypeVar
 
+import msgspec
 from google.protobuf.message import DecodeError
 
 from data_plane.secrets import SecretMissingError, Secrets
@@ -38,8 +38,7 @@ def _cut(text: str, chars: int) -> str:
     return text[:chars]
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedStep:
+class LoadedStep(msgspec.Struct, frozen=True):
     """One compiled step. `kind` is the name of its kind in config.proto."""
 
     name: str
@@ -51,8 +50,7 @@ class LoadedStep:
     continue_on_error: bool
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedStage:
+class LoadedStage(msgspec.Struct, frozen=True):
     """One compiled stage."""
 
     name: str
@@ -61,8 +59,7 @@ class LoadedStage:
     steps: tuple[LoadedStep, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedPipeline:
+class LoadedPipeline(msgspec.Struct, frozen=True):
     """One compiled pipeline. Without an output expression the answer is the output of the last step that succeeded."""
 
     name: str
@@ -70,8 +67,7 @@ class LoadedPipeline:
     output: Expression | None
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedEndpoint:
+class LoadedEndpoint(msgspec.Struct, frozen=True):
     """One compiled endpoint. `schema` is None when any object is taken."""
 
     name: str
@@ -85,8 +81,7 @@ class LoadedEndpoint:
     """The beginning of a text, so many characters, without the values of secrets."""
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedRelease:
+class LoadedRelease(msgspec.Struct, frozen=True):
     """One compiled release; `endpoints` by path without a leading slash."""
 
     digest: str

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import msgspec
@@ -30,8 +29,7 @@ _ID = "^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$"
 _TAG = "^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$"
 
 
-@dataclass(frozen=True, slots=True)
-class Allowance:
+class Allowance(msgspec.Struct, frozen=True):
     """What is left of a token's rate limit: of so many at once, and in how many seconds all of them are there again."""
 
     limit: int
@@ -62,8 +60,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """The caller's span, if it named one."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Here:
+class Here(msgspec.Struct, frozen=True, kw_only=True):
     """What a gateway says of itself when it refuses."""
 
     gateway_id: str

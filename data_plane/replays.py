@@ -12,7 +12,6 @@ import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 import msgspec
 
@@ -31,8 +30,7 @@ Key = tuple[str, ...]
 _encode = msgspec.json.Encoder(order="sorted").encode
 
 
-@dataclass(slots=True)
-class _First:
+class _First(msgspec.Struct):
     """The first trigger with a key. `ended` has its answer, the error of its steps, or None when it is as if it had never been."""
 
     fingerprint: bytes

@@ -15,9 +15,9 @@ import re
 import zlib
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import structlog
 
 MIB = 1024 * 1024
@@ -30,8 +30,7 @@ _NAME = re.compile(r"[0-9]{16}-[0-9]{1,9}\.executions")
 log = structlog.get_logger()
 
 
-@dataclass(eq=False, slots=True)
-class Batch:
+class Batch(msgspec.Struct, eq=False):
     """Some executions that are delivered together. `data` is None while they are only on disk; sizes are bytes."""
 
     count: int

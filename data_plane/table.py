@@ -15,8 +15,7 @@ Key = tuple[str, str]
 """(app, environment)"""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bound:
+class Bound(msgspec.Struct, frozen=True, kw_only=True):
     """A binding as the control plane told it."""
 
     app: str
@@ -31,8 +30,7 @@ class Bound:
         return self.app, self.environment
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Active:
+class Active(msgspec.Struct, frozen=True, kw_only=True):
     """A release that is served, under the binding that made it so."""
 
     bound: Bound
@@ -40,8 +38,7 @@ class Active:
     load_time: datetime
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rejected:
+class Rejected(msgspec.Struct, frozen=True, kw_only=True):
     """A binding that this gateway was told to serve and cannot."""
 
     bound: Bound
@@ -57,8 +54,7 @@ class StaleAction(enum.Enum):
     REFUSE = "REFUSE"
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(msgspec.Struct, frozen=True):
     """How an environment treats staleness. One that has no limit has no policy."""
 
     environment: str
@@ -78,8 +74,7 @@ class Role(enum.Enum):
     ADMIN = "ADMIN"
 
 
-@dataclass(frozen=True, slots=True)
-class RateLimit:
+class RateLimit(msgspec.Struct, frozen=True):
     """Triggers on average, and at once (at least 1)."""
 
     requests_per_second: float

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import secrets
 from collections.abc import MutableMapping
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 MAX_STATE_CHARS = 512
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
+class Trace(msgspec.Struct, frozen=True):
     """A span in a trace: 32 and 16 hex digits, flags as in the header. `exported`: spans are made of what happens in it."""
 
     trace_id: str
@@ -40,7 +39,7 @@ def trace_of(traceparent: str, tracestate: str = "") -> Trace | None:
 def enter_step(trigger: Trace) -> str:
     """A span of its own for the step that begins, in this task, and what it calls; returns its id."""
     span_id = new_span_id()
-    CURRENT.set(dataclasses.replace(trigger, span_id=span_id))
+    CURRENT.set(msgspec.structs.replace(trigger, span_id=span_id))
     return span_id
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from data_plane.limits import Limits
 from data_plane.loaded import LoadedEndpoint, LoadedPipeline

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
@@ -41,14 +40,13 @@ class StepError(Exception):
         self.retry_after_seconds = retry_after_seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Compiling:
+class Compiling(msgspec.Struct, frozen=True):
     """What a step may refer to while it is compiled."""
 
     secrets: Secrets
     tools: Mapping[str, Tool]
     models: Mapping[str, Model]
-    shared: dict[str, Any] = field(default_factory=dict)
+    shared: dict[str, Any] = {}
     """What the steps of one release have in common, by a key of the kind that made it."""
 
     def excerpt(self, text: str) -> str:
@@ -56,8 +54,7 @@ class Compiling:
         return self.secrets.excerpt(text, MAX_SHOWN_CHARS)
 
 
-@dataclass(frozen=True, slots=True)
-class Clients:
+class Clients(msgspec.Struct, frozen=True):
     """What steps share to reach the outside: made once for the process."""
 
     http: httpx2.AsyncClient
@@ -87,8 +84,7 @@ class Clients:
         await self.http.aclose()
 
 
-@dataclass(slots=True)
-class Usage:
+class Usage(msgspec.Struct):
     """What a step used of models and tools, over all its attempts."""
 
     model: str = ""

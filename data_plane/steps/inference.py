@@ -7,7 +7,6 @@ here, all of one answer at the same time, and their answers sent back, until it 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -32,8 +31,7 @@ def compile_step(compiling: Compiling, step: Step) -> Runner:
     return conversation.run
 
 
-@dataclass(slots=True)
-class _Attempt:
+class _Attempt(msgspec.Struct):
     """What one attempt of a step has done so far."""
 
     variables: Variables
