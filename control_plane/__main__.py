@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import os
 import socket
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from control_plane.authority import Authority, token_of
 from control_plane.config import Settings
@@ -135,7 +135,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         await grpc_server.start(settings.listen, _add_services(grpc_server.services, parts, store))
         peers.address = f"{socket.gethostname()} {grpc_server.address}"
         closing.push_async_callback(grpc_server.stop, settings.drain_seconds)
-        parts = replace(parts, terminal=replace(parts.terminal, address=grpc_server.address))
+        parts = msgspec.structs.replace(parts, terminal=msgspec.structs.replace(parts.terminal, address=grpc_server.address))
         http_server = HttpServer(asgi(make_app(store, metrics, authority, Console(parts, settings.console_hosts))), tls=tls)
         await http_server.start(settings.http)
         closing.push_async_callback(http_server.stop)

@@ -5,7 +5,6 @@ in UTC and durations microseconds, and what only a person looks at stays the byt
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -45,8 +44,7 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     detail: bytes = b""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """Which executions: those that pass every filter that is not empty (texts), 0 (numbers) or None (moments, revision).
 
     `since` counts, `until` does not.
@@ -78,8 +76,7 @@ class Wanted:
         return execution.duration >= self.min_duration and all(getattr(execution, k) == v for k, v in self.equalities.items())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figures:
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """What one release did in one environment over a window.
 
     `durations` are those that 50, 95 and 99 % of what succeeded or failed did not exceed, 0 where nothing did.
@@ -99,8 +96,7 @@ class Figures:
     last_time: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Use:
+class Use(msgspec.Struct, frozen=True, kw_only=True):
     """What one gateway ran of some executions; `late` began after a given moment."""
 
     gateway_id: str
@@ -110,11 +106,10 @@ class Use:
     last_time: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class Report(msgspec.Struct, frozen=True, kw_only=True):
     """What a gateway reports: executions in any order, and how many its process had to drop in all."""
 
     gateway_id: str
     instance_id: str
-    executions: list[Execution] = field(default_factory=list)
+    executions: list[Execution] = []
     dropped: int = 0

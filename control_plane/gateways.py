@@ -13,10 +13,10 @@ import random
 import time
 import uuid
 from collections.abc import Collection, Coroutine, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+import msgspec
 import structlog
 
 from control_plane.hub import Watcher
@@ -54,8 +54,7 @@ MAX_CAUSE_CHARS = 150
 log = structlog.get_logger()
 
 
-@dataclass(eq=False, slots=True, kw_only=True)
-class Session:
+class Session(msgspec.Struct, eq=False, kw_only=True):
     """One stream of one gateway process, from its Hello on. Remembered after its end as disconnected."""
 
     identity: Identity
@@ -64,10 +63,10 @@ class Session:
     watcher: Watcher
     revision: int
     held: set[str]
-    heard_at: float = field(default_factory=time.monotonic)
+    heard_at: float = msgspec.field(default_factory=time.monotonic)
     """last_heard_time as a time.monotonic(), which no change of the clock moves."""
-    rejections: dict[tuple[str, str], Rejection] = field(default_factory=dict)
-    prepares: list[Prepare] = field(default_factory=list)
+    rejections: dict[tuple[str, str], Rejection] = {}
+    prepares: list[Prepare] = []
     connected: bool = True
     move_within: float | None = None
     """Seconds within which it shall connect elsewhere; None once it was told, or if it may stay."""

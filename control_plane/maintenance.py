@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+import msgspec
 import structlog
 
 from control_plane.config import Settings
@@ -53,7 +53,7 @@ def backup(path: Path, store: str, output: str) -> None:
         refuse(str(error))
     releases = f"{made.releases} release{'' if made.releases == 1 else 's'}"
     text = f"{path}: revision {made.revision}, {releases}, {made.size_bytes / MIB:.1f} MiB; whole and checked"
-    tell(output, {"path": str(path), **dataclasses.asdict(made)}, text)
+    tell(output, {"path": str(path), **msgspec.to_builtins(made)}, text)
 
 
 @main.command("copy-store")
@@ -73,7 +73,7 @@ def copy(source: str, target: str, output: str) -> None:
         refuse(f"{error.message} Call copy-store again: it goes on from there.")
     rows = "\n".join(f"{table}: {count.rows} ({count.copied} copied now)" for table, count in made.tables.items())
     text = f"{rows}\nstore {made.store_id}, revision {made.revision}: everything is there, every digest is right"
-    tell(output, dataclasses.asdict(made), text)
+    tell(output, msgspec.to_builtins(made), text)
 
 
 @main.group()

@@ -7,14 +7,15 @@ import hashlib
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+import msgspec
+
 
 def digest_of(snapshot: bytes) -> str:
     """`sha256:` and 64 hex digits: the identity of a snapshot everywhere."""
     return "sha256:" + hashlib.sha256(snapshot).hexdigest()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class App:
+class App(msgspec.Struct, frozen=True, kw_only=True):
     """What is released. `draft_version` is 0, and `draft_update_time` None, while the draft is still empty."""
 
     app: str
@@ -25,8 +26,7 @@ class App:
     draft_update_time: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Draft:
+class Draft(msgspec.Struct, frozen=True, kw_only=True):
     """An app's working configuration: the bytes that a release of it would have."""
 
     config: bytes
@@ -43,8 +43,7 @@ class StaleAction(enum.Enum):
     REFUSE = "REFUSE"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Environment:
+class Environment(msgspec.Struct, frozen=True, kw_only=True):
     """A name that traffic asks for. `max_staleness` is None where gateways are never stale."""
 
     environment: str
@@ -55,8 +54,7 @@ class Environment:
     stale_action: StaleAction = StaleAction.SERVE
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StalenessPolicy:
+class StalenessPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """What gateways are told of an environment, set at `revision`. Kept when the environment is gone, without a limit."""
 
     environment: str
@@ -65,8 +63,7 @@ class StalenessPolicy:
     stale_action: StaleAction = StaleAction.SERVE
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Release:
+class Release(msgspec.Struct, frozen=True, kw_only=True):
     """An immutable snapshot's name and origin; the bytes are kept by digest."""
 
     app: str
@@ -78,8 +75,7 @@ class Release:
     created_by: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pruning:
+class Pruning(msgspec.Struct, frozen=True, kw_only=True):
     """What is left of a release that was pruned: the record that it was there, and what it held."""
 
     app: str
@@ -106,8 +102,7 @@ class Action(enum.Enum):
     ROLLBACK = "ROLLBACK"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deployment:
+class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     """One entry of the append-only history of a binding.
 
     `beneath` is the deployment_id that a rollback from this one walks back to, empty when there is none. Deploying puts the new
@@ -130,16 +125,14 @@ class Deployment:
     beneath: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unbinding:
+class Unbinding(msgspec.Struct, frozen=True, kw_only=True):
     """A binding was removed, with its environment."""
 
     revision: int
     unbind_time: datetime
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Binding:
+class Binding(msgspec.Struct, frozen=True, kw_only=True):
     """(app, environment) -> the deployment that is live there since `revision`; `deployment` is None when the binding is gone."""
 
     app: str
@@ -148,8 +141,7 @@ class Binding:
     deployment: Deployment | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RememberedRequest:
+class RememberedRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The first answer to a `request_id`. `fingerprint` hashes method and body; `answer` is the serialised response."""
 
     caller: str
@@ -159,8 +151,7 @@ class RememberedRequest:
     create_time: datetime
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class Target(msgspec.Struct, frozen=True, kw_only=True):
     """A release that is going to be bound."""
 
     app: str
@@ -169,8 +160,7 @@ class Target:
     digest: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rejection:
+class Rejection(msgspec.Struct, frozen=True, kw_only=True):
     """A release that a gateway cannot run, and why."""
 
     app: str
@@ -185,16 +175,14 @@ class Rejection:
         return self.reason if same else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepare:
+class Prepare(msgspec.Struct, frozen=True, kw_only=True):
     """Asks a gateway to get targets ready; answered under `prepare_id`."""
 
     prepare_id: str
     targets: tuple[Target, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rollout:
+class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     """Which of the connected gateways that subscribe to a change serve it, on all replicas."""
 
     revision: int
@@ -205,8 +193,7 @@ class Rollout:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """What a gateway says of itself in Hello."""
 
     gateway_id: str
@@ -224,8 +211,7 @@ class Identity:
         return self.gateway_id, self.instance_id
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GatewayInfo:
+class GatewayInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One gateway process as its replica of the control plane knows it."""
 
     identity: Identity
@@ -257,16 +243,14 @@ class Role(enum.Enum):
     ADMIN = "ADMIN"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RateLimit:
+class RateLimit(msgspec.Struct, frozen=True, kw_only=True):
     """Triggers to each gateway, on average and at once (0: as many as in one second)."""
 
     requests_per_second: float
     burst: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """Who wants to change what, and from where, as the audit log tells it. `detail` is JSON."""
 
     actor: str
@@ -279,8 +263,7 @@ class Attempt:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditEntry(Attempt):
+class AuditEntry(Attempt, frozen=True, kw_only=True):
     """What became of an attempt: done, or refused `count` times. The store gives it position and hash; see pointsman.audit."""
 
     position: int = 0
@@ -293,8 +276,7 @@ class AuditEntry(Attempt):
     hash: bytes = b""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditFilter:
+class AuditFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Which entries are wanted; empty: all. The outcome `REFUSED` is all but `OK`; an `actor` is a name or a token_id."""
 
     app: str = ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Generic, Protocol, TypeVar
 
@@ -69,12 +68,11 @@ A = TypeVar("A", PrepareAnswer, RolloutAnswer, KnownAnswer)
 Answering = Callable[[Request], Awaitable[Answer]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Replies(Generic[A]):
+class Replies(msgspec.Struct, Generic[A], frozen=True, kw_only=True):
     """What replicas answered. `silent`: addresses of those that live and did not; `failure`: why nobody could be asked, if so."""
 
     answers: list[A]
-    silent: list[str] = field(default_factory=list)
+    silent: list[str] = []
     failure: StoreUnavailable | None = None
 
 

@@ -8,11 +8,11 @@ import json
 import re
 import sqlite3
 import uuid
-from dataclasses import replace
 
 import grpc
 import pytest
 from google.protobuf import descriptor_pool, json_format
+from msgspec.structs import replace
 
 from control_plane.model import Attempt, AuditFilter
 from control_plane.roles import ROLES

@@ -4,12 +4,13 @@ A new backend adds one entry to BACKENDS.
 """
 
 import asyncio
+import dataclasses
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from control_plane.model import (
     Action,
@@ -220,7 +221,7 @@ async def test_tokens_are_told_since_a_revision_and_revoked_for_good(store):
     assert await store.read(lambda tx: tx.tokens_since(1)) == [second]
     later = NOW + timedelta(hours=1)
     await write(store, lambda tx: tx.revoke_token("a" * 16, revision=3, revoke_time=later))
-    revoked = replace(first, secret_hash=b"", revision=3, revoke_time=later)
+    revoked = dataclasses.replace(first, secret_hash=b"", revision=3, revoke_time=later)
     assert await store.read(lambda tx: tx.tokens_since(2)) == [revoked]
     await write(store, lambda tx: tx.note_tokens_used({"b" * 16: later, "c" * 16: later}))
     await write(store, lambda tx: tx.note_tokens_used({"b" * 16: NOW}))

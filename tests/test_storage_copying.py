@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from msgspec.structs import replace
 
 from control_plane.model import Draft, Environment, RememberedRequest, digest_of
 from control_plane.storage import CannotCopyStore, CannotOpenStore, copying, open_any_store, open_store

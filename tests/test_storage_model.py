@@ -6,7 +6,7 @@ Also what the model leaves out of the sequence: transactions that fail, are dry,
 import asyncio
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from msgspec.structs import replace
 
 from control_plane.model import Binding, Deployment, Draft, Environment, StaleAction, StalenessPolicy
 from control_plane.storage import open_store

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ipaddress
 import uuid
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+import msgspec
 import structlog
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -44,8 +44,7 @@ log = structlog.get_logger()
 Handler = Callable[[Visit], Awaitable[Response]]
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(msgspec.Struct, frozen=True):
     """A path, what shows it, and what takes its form."""
 
     path: str

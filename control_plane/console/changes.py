@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 
+import msgspec
 from google.protobuf import json_format
 from starlette.responses import Response
 
@@ -22,8 +22,7 @@ from pointsman.v1.deployments_pb2 import DeployRequest, PromoteRequest, Rollback
 Request = DeployRequest | PromoteRequest | RollbackRequest
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
+class Wish(msgspec.Struct, frozen=True):
     """One of the three, as a request, as a command, and as what carries it out. `environment` is the one that changes."""
 
     verb: str

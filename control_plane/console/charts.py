@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 WIDTH, HEIGHT = 300.0, 84.0
 PAD = 5.0
@@ -12,8 +13,7 @@ BAR_HEIGHT = 11.0
 Shown = Callable[[float], str]
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(msgspec.Struct, frozen=True):
     """The course of one release: pieces of a polyline, and dots where it has a value and neither neighbour has."""
 
     label: str
@@ -23,8 +23,7 @@ class Line:
     dots: list[tuple[float, float]]
 
 
-@dataclass(frozen=True, slots=True)
-class Course:
+class Course(msgspec.Struct, frozen=True):
     """Values over time; `highest` is that of the upper edge, as text."""
 
     title: str
@@ -33,8 +32,7 @@ class Course:
     shown: Shown
 
 
-@dataclass(frozen=True, slots=True)
-class Bar:
+class Bar(msgspec.Struct, frozen=True):
     """One of the bars of a comparison."""
 
     label: str
@@ -44,8 +42,7 @@ class Bar:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Bars:
+class Bars(msgspec.Struct, frozen=True):
     """The same quantities of two releases, beneath each other."""
 
     title: str

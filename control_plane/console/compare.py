@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from starlette.responses import Response
 
 from control_plane.console.parts import Parts
@@ -21,8 +21,7 @@ MAX_CHANGES = 100
 MAX_LINES = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Side:
+class Side(msgspec.Struct, frozen=True):
     """Half of a row: `kind` is a class of console.css, the middle part is what differs within the line."""
 
     kind: str
@@ -31,16 +30,14 @@ class Side:
     after: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ShownChange:
+class ShownChange(msgspec.Struct, frozen=True):
     """One change with its values as lines."""
 
     change: Change
     rows: list[tuple[Side, Side]]
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(msgspec.Struct, frozen=True):
     """What a page shows of a difference: at most MAX_CHANGES of `total`, of which `breaking` may refuse callers of before."""
 
     shown: list[ShownChange]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import dataclass
 
+import msgspec
 from starlette.responses import Response
 
 from control_plane.console.compare import MAX_LINES, Side, compare, side_by_side
@@ -45,8 +45,7 @@ pipelines:
 _AT = re.compile(r"line (\d+), column (\d+): (.*)", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
-class Mistake:
+class Mistake(msgspec.Struct, frozen=True):
     """What is wrong at a line of the text; line 0 is the text as a whole."""
 
     line: int

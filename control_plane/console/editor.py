@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from google.protobuf import message_factory
 from google.protobuf.message import Message
 from starlette.responses import Response
@@ -33,8 +33,7 @@ LISTS = ("endpoints", "pipelines", "tools", "models")
 _NEW_STEP = {"kind": "transform", "transform.expression": "input"}
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
+class Form(msgspec.Struct, frozen=True):
     """What a form shows.
 
     Texts stand in it and `wrong` beside them, by field; `names` is what the place was called when the form was made, as JSON; `rows` are

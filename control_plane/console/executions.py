@@ -6,9 +6,9 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 from starlette.responses import Response
 
 from control_plane.console.filters import FIELDS, OUTCOMES, pinned, read_filters, typed_filters
@@ -37,8 +37,7 @@ MAX_SHOWN_STEPS = 200
 _STEP_OUTCOMES = {number: name for name, number in pb.Execution.StepExecution.Outcome.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class Drawn:
+class Drawn(msgspec.Struct, frozen=True):
     """A step, and where its bar begins and how long it is, in percent of the whole; None when it never began."""
 
     step: pb.Execution.StepExecution
@@ -89,7 +88,7 @@ class ExecutionPages:
         page = await self._parts.executions.list(wanted, PageRequest(size=PAGE_SIZE, token=token))
         failed: list[Execution] = []
         if visit.asked("errors") and not token and not wanted.outcome:
-            only = replace(wanted, outcome=int(Outcome.FAILED))
+            only = msgspec.structs.replace(wanted, outcome=int(Outcome.FAILED))
             failed = (await self._parts.executions.list(only, PageRequest(size=PAGE_SIZE))).items
         here = path("apps", wanted.app, "executions")
         more = page.next_page_token
@@ -110,7 +109,7 @@ class ExecutionPages:
         """Server-sent events: `all` with the newest rows, then `rows` with those that came, and `missed` with how many were not told."""
         app = visit.part("app")
         wanted = await read_filters(visit, app, typed_filters(visit), self._parts.clock())
-        return visit.stream(self._events(visit, replace(wanted, until=None)))
+        return visit.stream(self._events(visit, msgspec.structs.replace(wanted, until=None)))
 
     async def _events(self, visit: Visit, wanted: Wanted) -> AsyncIterator[str]:
         ends = time.monotonic() + STREAM_SECONDS

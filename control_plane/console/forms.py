@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
@@ -36,8 +36,7 @@ MANY_CHARS = 4096
 YES = "yes"
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(msgspec.Struct, frozen=True):
     """One field of a form. `kind` is line, text, code, lines (names, one a line), headers, schema, choice, flag, number or duration."""
 
     name: str
@@ -52,8 +51,7 @@ class Field:
     """The list of the config that its value names something of, such as `tools`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(msgspec.Struct, frozen=True):
     """The form of a message: `more` are numbers and flags that have defaults; `options` are the messages of its oneof, `children` the
     first message of each list that must have one.
     """

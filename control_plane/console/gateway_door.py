@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -25,8 +24,7 @@ class NoAnswerError(Exception):
     """There is no answer, or not all of it; the message says why, for a person."""
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True):
     """A trigger. `given` is the input; `authorization` is passed on, empty: none; `bounds` as headers_of takes them."""
 
     app: str
@@ -38,8 +36,7 @@ class Asked:
     bounds: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True):
     """As the gateway tells it, such as `step.finished`; `refused` with an error of the one shape when nothing was begun."""
 
     name: str

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+import msgspec
 from starlette.responses import Response
 
 from control_plane.console.parts import Parts
@@ -22,8 +21,7 @@ MAX_PERCENT = 10_000
 _ORDER = ("rejected", "behind", "gone", "ok")
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(msgspec.Struct, frozen=True):
     """One gateway process, what it serves as of the revision that it is at, what it has not applied yet, and what it refused and why."""
 
     info: GatewayInfo

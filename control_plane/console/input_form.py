@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -17,8 +16,7 @@ PREFIX = "in."
 SIMPLE = ("string", "integer", "number", "boolean")
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(msgspec.Struct, frozen=True):
     """One property. `kind` is one of SIMPLE, `choice` (then `choices` are JSON) or `json`; `value` is what stands there."""
 
     name: str

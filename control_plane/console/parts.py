@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
+
+import msgspec
 
 from control_plane.authority import Authority
 from control_plane.console.gateway_door import GatewayDoor
@@ -27,8 +28,7 @@ from control_plane.tail import Tail
 from pointsman.errors import NoReleaseDeployed
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
+class Parts(msgspec.Struct, frozen=True, kw_only=True):
     """Put together in `__main__`."""
 
     apps: Apps

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
@@ -17,8 +17,7 @@ _PART = re.compile(r"([a-z]{1,20})\[(0|[1-9][0-9]{0,3})\]")
 _LIST = re.compile(r"[a-z]{1,20}")
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """A message in a list of the config, as `pipelines[0].stages[1]`, or with index -1 the list itself: where one is to be added."""
 
     around: tuple[tuple[str, int], ...]

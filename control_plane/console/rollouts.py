@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+
+import msgspec
 
 from control_plane.console.parts import Parts
 from control_plane.model import Binding, Rollout
@@ -15,8 +16,7 @@ MAX_REMEMBERED = 1000
 MAX_NAMED = 50
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(msgspec.Struct, frozen=True):
     """A rollout, and how long it took to the last gateway, where that was seen here."""
 
     rollout: Rollout

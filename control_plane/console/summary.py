@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 from starlette.responses import Response
 
 from control_plane.console.charts import Bars, Course, bars, course
@@ -34,8 +34,7 @@ SLOWER = 1.25
 FEW = 30
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """One environment: the live release, the one before it, and what is said of them."""
 
     environment: str
@@ -63,7 +62,7 @@ class SummaryPages:
         problem: PointsmanError | None = None
         try:
             wanted = await read_filters(visit, app, typed | {"since": window}, now)
-            shown |= await self._summed(replace(wanted, until=to_micros(now) if wanted.until is None else wanted.until))
+            shown |= await self._summed(msgspec.structs.replace(wanted, until=to_micros(now) if wanted.until is None else wanted.until))
         except InvalidField as error:
             problem = error
         here = path("apps", app, "summary")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from pointsman.settings import Address
 
@@ -17,8 +18,7 @@ BY_THEMSELVES = ("localhost:7400", "127.0.0.1:7400", "[::1]:7400")
 REASON = "{reason}"
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(msgspec.Struct, frozen=True):
     """A line to copy, with the reason that was typed; `without` one, and `reasoned`, with REASON for it. Empty where none can be given."""
 
     label: str
@@ -27,8 +27,7 @@ class Line:
     reasoned: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Terminal:
+class Terminal(msgspec.Struct, frozen=True, kw_only=True):
     """Where the gRPC of this control plane listens, and what it asks callers for. Tokens and files are named, never shown."""
 
     address: Address

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 from starlette.responses import Response
 
 from control_plane.console.filters import seconds_of
@@ -32,8 +32,7 @@ ROLES = {
 _RATE = re.compile(r"[0-9]{1,7}(\.[0-9]{1,3})?")
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(msgspec.Struct, frozen=True):
     """One token as a page shows it; `state` is ACTIVE, EXPIRED or REVOKED."""
 
     token: Token

@@ -8,9 +8,9 @@ import json
 import shlex
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from starlette.responses import Response
 
 from control_plane.console.gateway_door import Asked, Event, NoAnswerError, headers_of
@@ -37,8 +37,7 @@ MIN_PAUSE_SECONDS = 0.1
 PREFERRED = ("staging", "development")
 
 
-@dataclass(slots=True)
-class Step:
+class Step(msgspec.Struct):
     """One step of the execution."""
 
     stage: str
@@ -49,20 +48,19 @@ class Step:
     error: str = ""
 
 
-@dataclass(slots=True)
-class Tried:
+class Tried(msgspec.Struct):
     """What became of a trigger so far. `state` is RUNNING, SUCCEEDED, FAILED, REFUSED or NO ANSWER."""
 
     state: str = "RUNNING"
-    about: Mapping[str, Any] = field(default_factory=dict)
-    steps: list[Step] = field(default_factory=list)
+    about: Mapping[str, Any] = {}
+    steps: list[Step] = []
     text: str = ""
     output: str = ""
     cut: int = 0
     reason: str = ""
     message: str = ""
-    violations: list[Any] = field(default_factory=list)
-    began: float = field(default_factory=time.monotonic)
+    violations: list[Any] = []
+    began: float = msgspec.field(default_factory=time.monotonic)
     took: str = ""
 
     def take(self, event: Event) -> None:

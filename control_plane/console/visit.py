@@ -7,10 +7,10 @@ import json
 import re
 import uuid
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
+import msgspec
 from google.protobuf.message import Message
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
@@ -33,8 +33,7 @@ FORM_TOKEN = "form_token"  # noqa: S105 -- the name of a field
 _FIELD_OF = {"APP_EXISTS": "app", "RELEASE_CONFLICT": "tag"}
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(msgspec.Struct, frozen=True):
     """A refusal as a page shows it: the sentence on top, and for each field what is wrong with it."""
 
     error: PointsmanError

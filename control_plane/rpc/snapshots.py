@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from control_plane.service.releases import Releases
 from pointsman.v1 import gateways_pb2 as pb
@@ -20,8 +21,7 @@ MAX_TRANSFERS = 32
 SLOW_SECONDS = 1.0
 
 
-@dataclass(slots=True)
-class _Kept:
+class _Kept(msgspec.Struct):
     messages: asyncio.Task[Sequence[bytes]]
     end: asyncio.TimerHandle
 

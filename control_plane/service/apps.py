@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from datetime import datetime
+
+import msgspec
 
 from control_plane.model import App, Draft, digest_of
 from control_plane.service.calls import Call, Clock, once
@@ -13,8 +14,7 @@ from pointsman.errors import AppExists, AppNotFound, RevisionConflict, TooLarge
 from pointsman.rules import MAX_SNAPSHOT_BYTES
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DraftInfo:
+class DraftInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A draft, the digest a release of it would have, and whether that differs from the app's newest release."""
 
     config: bytes
@@ -107,7 +107,7 @@ class Apps:
                     )
                 version = found.draft_version + 1
                 await tx.replace_draft(app, Draft(config=config, version=version, update_time=now))
-                return replace(found, draft_version=version, draft_update_time=now)
+                return msgspec.structs.replace(found, draft_version=version, draft_update_time=now)
 
             return await once(tx, call, now, App, update)
 

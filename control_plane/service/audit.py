@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
+import msgspec
 import structlog
 
 from control_plane.model import Attempt, AuditEntry, AuditFilter
@@ -29,8 +29,7 @@ log = structlog.get_logger()
 Key = tuple[str, ...]
 
 
-@dataclass(slots=True)
-class _Refusals:
+class _Refusals(msgspec.Struct):
     """Of one wish, since it was recorded last."""
 
     entry: AuditEntry
@@ -54,7 +53,7 @@ class Audit:
         key = (attempt.actor, attempt.token_id, host, attempt.method, attempt.app, attempt.environment, outcome)
         found = self._wishes.get(key)
         if found is not None:
-            found.entry = replace(found.entry, count=found.entry.count + 1)
+            found.entry = msgspec.structs.replace(found.entry, count=found.entry.count + 1)
             return
         if len(self._wishes) >= MAX_WISHES:
             self._unnamed += 1
@@ -89,7 +88,7 @@ class Audit:
         if unnamed:
             several = Attempt(actor="several", method="several")
             message = f"more than {MAX_WISHES} different wishes were refused within {REPEAT_SECONDS:g} s; these are the rest"
-            entries.append(replace(entry_of(several, now=self._clock(), outcome="REFUSED", message=message), count=unnamed))
+            entries.append(msgspec.structs.replace(entry_of(several, now=self._clock(), outcome="REFUSED", message=message), count=unnamed))
         if entries:
             try:
                 await self._store.write(lambda tx: _append_all(tx, entries))
@@ -100,7 +99,7 @@ class Audit:
                 return
         for key, found in due.items():
             if found.entry.count:
-                found.entry = replace(found.entry, count=0, entry_time=self._clock())
+                found.entry = msgspec.structs.replace(found.entry, count=0, entry_time=self._clock())
                 found.told_at = now
             else:
                 # Nothing more came: forgotten.

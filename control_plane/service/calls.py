@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -34,8 +32,7 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class Call(msgspec.Struct, frozen=True, kw_only=True):
     """Who asks, and how. `fingerprint` tells one request body from another; it matters only with a request_id."""
 
     actor: str
@@ -79,7 +76,7 @@ def _in_short(value: Any) -> Any:
 
 def entry_of(attempt: Attempt, *, now: datetime, outcome: str = "OK", message: str = "", grown: tuple[int, int] = (0, 0)) -> AuditEntry:
     """What became of an attempt. `grown`: the store's revision before and after."""
-    known = {field.name: getattr(attempt, field.name).replace("\0", "") for field in dataclasses.fields(Attempt)}
+    known = {name: getattr(attempt, name).replace("\0", "") for name in Attempt.__struct_fields__}
     before, after = grown
     return AuditEntry(entry_time=now, before_revision=before, revision=after, outcome=outcome, message=message.replace("\0", ""), **known)
 

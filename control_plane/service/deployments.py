@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
+
+import msgspec
 
 from control_plane.gateways import DEFAULT_WAIT_SECONDS, Gateways
 from control_plane.model import Action, Binding, Deployment, Release, Rollout, Target
@@ -34,8 +35,7 @@ MAX_PREPARE_ROUNDS = 3
 MIN_PREPARE_SECONDS = 1.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What Deploy, Promote and Rollback have in common. `wait_seconds` None is the default wait.
 
     Of the wait at most `rollout_seconds` are spent after the commit, for a caller that looks for itself who serves it then.
@@ -48,8 +48,7 @@ class Options:
     rollout_seconds: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedBinding:
+class PlannedBinding(msgspec.Struct, frozen=True, kw_only=True):
     """One binding as it shall be. `beneath` is what a later rollback walks back to; `current` what is there now."""
 
     app: str
@@ -79,8 +78,7 @@ class PlannedBinding:
 Plan = Callable[[ReadTransaction], Awaitable[list[PlannedBinding]]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """One target of DeployMany."""
 
     app: str
@@ -89,16 +87,14 @@ class Wanted:
     expected_revision: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Committed:
+class Committed(msgspec.Struct, frozen=True, kw_only=True):
     """The new entries of the history, one for each binding that changed, and all the bindings as they are then."""
 
     deployments: list[Deployment]
     bindings: list[Binding]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deployed:
+class Deployed(msgspec.Struct, frozen=True, kw_only=True):
     """What was committed, in the order asked for, and who serves it; no rollout for a dry run."""
 
     deployments: list[Deployment]

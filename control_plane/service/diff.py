@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 # Lists whose items have names: matched by name, so that an insertion is one addition and not a change of everything after it.
 NAMED_LISTS = frozenset({"endpoints", "pipelines", "stages", "steps", "tools", "models"})
@@ -26,8 +27,7 @@ class Kind(enum.Enum):
     CHANGED = "CHANGED"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class Change(msgspec.Struct, frozen=True, kw_only=True):
     """One difference. `path` names list items by name (`pipelines[chat].stages[answer].steps[reply].timeout`).
 
     `old` is None when added, `new` None when removed. `breaking` says why callers of before may now be refused; else empty.

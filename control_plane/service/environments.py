@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from datetime import timedelta
+
+import msgspec
 
 from control_plane.model import Environment, StaleAction, StalenessPolicy
 from control_plane.service.calls import Call, Clock, once
@@ -15,8 +16,7 @@ MIN_MAX_STALENESS = timedelta(seconds=1)
 NEVER_STALE = timedelta(0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeletedEnvironment:
+class DeletedEnvironment(msgspec.Struct, frozen=True, kw_only=True):
     """What was deleted, and the revision at which its bindings went (0: it had none)."""
 
     environment: Environment
@@ -31,8 +31,7 @@ async def find_environment(tx: ReadTransaction, environment: str) -> Environment
     return found
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EnvironmentChange:
+class EnvironmentChange(msgspec.Struct, frozen=True, kw_only=True):
     """What shall change; None is left as it is. A `max_staleness` of 0: never stale."""
 
     description: str | None = None
@@ -42,7 +41,7 @@ class EnvironmentChange:
     def applied_to(self, found: Environment) -> Environment:
         """The environment with the change made."""
         limit = found.max_staleness if self.max_staleness is None else self.max_staleness
-        return replace(
+        return msgspec.structs.replace(
             found,
             description=found.description if self.description is None else self.description,
             max_staleness=None if limit == NEVER_STALE else limit,
@@ -118,7 +117,7 @@ class Environments:
                     await tx.unbind(app, environment, revision=revision, unbind_time=now)
                 await tx.delete_environment(environment)
                 # One that is made anew under this name starts without a limit, on every gateway.
-                await _tell_gateways(tx, found, replace(found, max_staleness=None, stale_action=StaleAction.SERVE))
+                await _tell_gateways(tx, found, msgspec.structs.replace(found, max_staleness=None, stale_action=StaleAction.SERVE))
                 return DeletedEnvironment(environment=found, revision=revision)
 
             return await once(tx, call, now, DeletedEnvironment, delete)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import itertools
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import msgspec
@@ -29,8 +27,7 @@ MAX_CLOCK_SKEW = timedelta(minutes=10)
 MAX_BINDINGS = 100_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """One release in one environment; `previous_release` is empty for the first one there."""
 
     figures: Figures
@@ -38,8 +35,7 @@ class Summary:
     previous_release: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summaries:
+class Summaries(msgspec.Struct, frozen=True, kw_only=True):
     """Of a window, and how many executions are missing in them."""
 
     summaries: list[Summary]
@@ -48,8 +44,7 @@ class Summaries:
     dropped: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RollbackReport:
+class RollbackReport(msgspec.Struct, frozen=True, kw_only=True):
     """What the release of a deployment did. While it is live, `replaced` and `unbound` are None; at most one of them is not."""
 
     deployment: Deployment
@@ -76,7 +71,7 @@ class Executions:
         asked = {execution.environment for execution in report.executions if not execution.release and execution.environment}
         made_up = await self._store.read(lambda tx: _unknown(tx, asked)) if asked else set()
         if made_up:
-            report = dataclasses.replace(report, executions=[_nowhere(one, made_up) for one in report.executions])
+            report = msgspec.structs.replace(report, executions=[_nowhere(one, made_up) for one in report.executions])
         new = await self._executions.record(report, to_micros(self._clock()))
         self._tail.publish(new)
         return len(new)
@@ -92,7 +87,7 @@ class Executions:
     async def list(self, wanted: Wanted, request: PageRequest) -> Page[Execution]:
         """Those that pass, newest first. Raises InvalidField."""
         _check_window(wanted.since, wanted.until)
-        filters = ("executions", *(str(value) for value in dataclasses.astuple(wanted)))
+        filters = ("executions", *(str(value) for value in msgspec.structs.astuple(wanted)))
         last = request.after(*filters, kinds=(int, str))
         try:
             before = (last[0], bytes.fromhex(last[1])) if last else None
@@ -106,7 +101,7 @@ class Executions:
         until = to_micros(self._clock()) if wanted.until is None else wanted.until
         since = until - DEFAULT_WINDOW // timedelta(microseconds=1) if wanted.since is None else wanted.since
         _check_window(since, until)
-        figures = await self._executions.figures(dataclasses.replace(wanted, since=since, until=until))
+        figures = await self._executions.figures(msgspec.structs.replace(wanted, since=since, until=until))
         dropped = await self._executions.dropped(since, until)
 
         async def work(tx: ReadTransaction) -> list[Summary]:
@@ -123,7 +118,7 @@ class Executions:
         assert wanted.since is not None, "a window has a beginning"
         assert wanted.until is not None, "a window has an end"
         bounds = [wanted.since + (wanted.until - wanted.since) * at // pieces for at in range(pieces + 1)]
-        asked = [dataclasses.replace(wanted, since=since, until=until) for since, until in itertools.pairwise(bounds)]
+        asked = [msgspec.structs.replace(wanted, since=since, until=until) for since, until in itertools.pairwise(bounds)]
         return await asyncio.gather(*map(self._executions.figures, asked))
 
     async def dropped(self, since: int, until: int) -> int:
@@ -144,7 +139,7 @@ class Executions:
         ended = replaced.create_time if replaced else unbound.unbind_time if unbound else None
         late_after = None if ended is None else to_micros(ended)
         uses = await self._executions.uses(wanted, late_after=late_after)
-        only_failed = dataclasses.replace(wanted, outcome=int(Outcome.FAILED))
+        only_failed = msgspec.structs.replace(wanted, outcome=int(Outcome.FAILED))
         failed = await self._executions.executions(only_failed, before=None, limit=MAX_FAILED_EXECUTIONS)
         return RollbackReport(deployment=deployment, replaced=replaced, unbound=unbound, uses=uses, failed=failed)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -21,8 +20,7 @@ Key = str | int
 """A part of the key by which a list is ordered."""
 
 
-@dataclass(frozen=True, slots=True)
-class Page(Generic[T]):
+class Page(msgspec.Struct, Generic[T], frozen=True):
     """Some items of a list, and the token of the next page, empty at the end."""
 
     items: list[T]
@@ -34,8 +32,7 @@ class _Token(msgspec.Struct, array_like=True):
     last: tuple[Key, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class PageRequest:
+class PageRequest(msgspec.Struct, frozen=True):
     """What the caller asked for: 0 is the default size, an empty token the first page."""
 
     size: int = 0

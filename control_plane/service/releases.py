@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
+import msgspec
 import structlog
 
 from control_plane.model import Release, ReleaseState, digest_of
@@ -20,8 +20,7 @@ from pointsman.errors import InvalidField, PointsmanError, ReleaseConflict, Rele
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReleaseInfo:
+class ReleaseInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A release with what is derived: its state and where it is bound now. `snapshot` only when it was asked for."""
 
     release: Release

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from control_plane.model import Pruning
 from control_plane.service.apps import find_app
@@ -15,8 +15,7 @@ DEFAULT_KEEP_DEPLOYED = 10
 MAX_PRUNED = 500
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pruned:
+class Pruned(msgspec.Struct, frozen=True, kw_only=True):
     """What went, oldest first, and how many bytes of snapshots with it; whether there is more that could go."""
 
     releases: list[ReleaseInfo]

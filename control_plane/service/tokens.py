@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
+
+import msgspec
 
 from control_plane.gateways import Gateways
 from control_plane.hub import Hub
@@ -19,8 +21,7 @@ from pointsman.tokens import hash_of, new_secret, token_id_of
 ROLLOUT_SECONDS = 5.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewToken:
+class NewToken(msgspec.Struct, frozen=True, kw_only=True):
     """What is asked for; empty `apps`, `environments`, `endpoints`: all."""
 
     name: str

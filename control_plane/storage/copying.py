@@ -11,8 +11,9 @@ import contextlib
 import functools
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
+
+import msgspec
 
 from control_plane.model import digest_of
 from control_plane.storage import SQLITE_PREFIX, UNFINISHED_COPY, CannotCopyStore, open_any_store, open_store
@@ -57,16 +58,14 @@ _COLUMNS = {
 Row = Sequence[Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Count:
+class Count(msgspec.Struct, frozen=True, kw_only=True):
     """Of one table: how many rows it has in both stores, and how many of them were copied now."""
 
     rows: int
     copied: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Copied:
+class Copied(msgspec.Struct, frozen=True, kw_only=True):
     """What the target is now."""
 
     store_id: str
@@ -74,8 +73,7 @@ class Copied:
     tables: dict[str, Count]
 
 
-@dataclass(frozen=True, slots=True)
-class _Table:
+class _Table(msgspec.Struct, frozen=True):
     """A table's name, its columns, and those of its primary key; quoted."""
 
     name: str

@@ -12,9 +12,9 @@ import queue
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+import msgspec
 import structlog
 
 from control_plane.storage.base import ReadTransaction, Transaction
@@ -26,8 +26,7 @@ MAX_BATCH = 256
 log = structlog.get_logger()
 
 
-@dataclass(slots=True)
-class Job:
+class Job(msgspec.Struct):
     """One call of Store.write."""
 
     work: Callable[[Transaction], Awaitable[Any]]

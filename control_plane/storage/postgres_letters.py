@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from dataclasses import dataclass
 from typing import Any, LiteralString
 
 import msgspec
@@ -98,8 +97,7 @@ async def connect(parameters: dict[str, Any]) -> psycopg.AsyncConnection[Any]:
     return connection
 
 
-@dataclass(eq=False, slots=True)
-class _Letter:
+class _Letter(msgspec.Struct, eq=False):
     """A packed message that waits to be sent, or could not be."""
 
     channel: str

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
+
+import msgspec
 
 from control_plane.model import AuditEntry, AuditFilter
 from control_plane.storage.sql import SqlTransaction, from_micros, to_micros
@@ -21,7 +22,7 @@ class SqlAudit(SqlTransaction):
 
     async def append_audit(self, entry: AuditEntry) -> None:
         last = await self._row("SELECT position, hash FROM audit_entries ORDER BY position DESC LIMIT 1")
-        entry = replace(entry, position=last[0] + 1 if last else 1)
+        entry = msgspec.structs.replace(entry, position=last[0] + 1 if last else 1)
         micros = to_micros(entry.entry_time)
         await self._rows(
             f"INSERT INTO audit_entries ({_COLUMNS}) VALUES ({', '.join('?' * 16)})",

@@ -6,9 +6,10 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from control_plane.storage.base import CannotCopyStore
 from control_plane.storage.sqlite_file import APPLICATION_ID, cause_of, connect, sqlite3
@@ -16,8 +17,7 @@ from control_plane.storage.sqlite_file import APPLICATION_ID, cause_of, connect,
 MAX_NAMED_FAULTS = 3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Backup:
+class Backup(msgspec.Struct, frozen=True, kw_only=True):
     """What a copy holds: the store's newest revision at that moment, how many releases, and how large it is."""
 
     revision: int
