@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from datetime import datetime
 
 import msgspec
@@ -174,6 +175,10 @@ class Releases:
             return await describe(tx, await tx.releases(app, after=after, limit=request.limit + 1, matching=matching))
 
         return request.page(await self._store.read(work), lambda info: (info.release.tag,), *filters)
+
+    async def newest_tags(self, each: int) -> Mapping[str, Sequence[str]]:
+        """Of every app that has releases, at most so many of their tags, newest first."""
+        return await self._store.read(lambda tx: tx.newest_tags(each=each))
 
     async def snapshot(self, digest: str) -> bytes:
         """The bytes with this digest. Raises ReleaseNotFound, StoreUnavailable when they are damaged."""

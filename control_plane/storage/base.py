@@ -80,6 +80,9 @@ class ReadTransaction(Protocol):
     async def release_tags(self, app: str) -> list[str]:
         """At most 1,000 tags of the app, newest first: for telling near ones."""
 
+    async def newest_tags(self, *, each: int) -> dict[str, list[str]]:
+        """App -> at most `each` of its tags, newest first; apps without releases are missing."""
+
     async def prunable_releases(self, app: str, *, keep_newest: int, keep_deployed: int, limit: int) -> list[Release]:
         """At most `limit` releases of the app, oldest first, that nothing holds any more.
 

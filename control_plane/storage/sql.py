@@ -147,6 +147,19 @@ class SqlTransaction:
         rows = await self._rows("SELECT tag FROM releases WHERE app = ? ORDER BY position DESC LIMIT ?", app, NEAR_IDS)
         return [row[0] for row in rows]
 
+    async def newest_tags(self, *, each: int) -> dict[str, list[str]]:
+        # From the first that is too old on: an index knows that one, where numbering them would read every release there is.
+        rows = await self._rows(
+            "SELECT a.app, r.tag FROM apps a JOIN releases r ON r.app = a.app AND r.position > COALESCE("
+            "(SELECT o.position FROM releases o WHERE o.app = a.app ORDER BY o.position DESC LIMIT 1 OFFSET ?), 0) "
+            "ORDER BY a.app, r.position DESC",
+            each,
+        )
+        found: dict[str, list[str]] = {}
+        for app, tag in rows:
+            found.setdefault(app, []).append(tag)
+        return found
+
     async def snapshot(self, digest: str) -> bytes | None:
         row = await self._row("SELECT data FROM snapshots WHERE digest = ?", digest)
         return bytes(row[0]) if row else None
