@@ -31,6 +31,7 @@ from control_plane.console.session import Browser, caller_of
 from control_plane.console.shared_environments import SharedEnvironmentPages
 from control_plane.console.signing import SigningPages
 from control_plane.console.summary import SummaryPages
+from control_plane.console.together import TogetherPages
 from control_plane.console.tokens import TokenPages
 from control_plane.console.trying import MAX_FORM_BYTES as MAX_TRIGGER_FORM_BYTES
 from control_plane.console.trying import TryPages
@@ -67,12 +68,15 @@ class Console:
         apps, releases, compare = AppPages(parts), ReleasePages(parts, rollouts), ComparePage(parts)
         environments, gateways, prune = EnvironmentPages(parts, rollouts), GatewaysPage(parts), PrunePage(parts)
         changes, draft = ChangePages(parts, rollouts), DraftPage(parts)
-        editor = EditorPages(parts)
+        editor, together = EditorPages(parts), TogetherPages(parts, rollouts)
         executions, summary = ExecutionPages(parts), SummaryPages(parts)
         trying = TryPages(parts)
         tokens, shared = TokenPages(parts), SharedEnvironmentPages(parts)
         self._all = [
             Page("/apps", apps.list, apps.create),
+            Page("/deploy", together.show, together.take),
+            Page("/deploy/{environment}/{revision}", together.one),
+            Page("/deploy/{environment}/{revision}/rollout", together.rollout),
             Page("/apps/{app}/releases", releases.list, releases.create),
             Page("/apps/{app}/new-release", releases.new),
             Page("/apps/{app}/check-tag", releases.check),

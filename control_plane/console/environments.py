@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator
+from collections.abc import Sequence
 from datetime import datetime
 
 from starlette.responses import Response
 
 from control_plane.console.filters import moment_of
-from control_plane.console.pages import server_sent
 from control_plane.console.parts import Parts
-from control_plane.console.rollouts import MAX_NAMED, Rollouts
+from control_plane.console.rollouts import MAX_NAMED, Rollouts, served
 from control_plane.console.visit import Visit
+from control_plane.model import Binding
 from control_plane.service.paging import PageRequest
 from pointsman.errors import InvalidField, PointsmanError, Violation
 
 HISTORY_SIZE = 20
-# How late the live view may be.
-LOOK_SECONDS = 0.2
-# A browser connects again by itself; nothing stays open for ever.
-STREAM_SECONDS = 600.0
 
 
 class EnvironmentPages:
@@ -78,7 +73,8 @@ class EnvironmentPages:
             app=app,
             environment=environment,
             binding=binding,
-            progress=None if binding is None else await self._rollouts.look(binding),
+            progress=None if binding is None else await self._rollouts.look([binding]),
+            serves="" if binding is None else served([binding]),
             max_named=MAX_NAMED,
             history=history.items,
             next_page=history.next_page_token,
@@ -88,24 +84,12 @@ class EnvironmentPages:
         )
 
     async def rollout(self, visit: Visit) -> Response:
-        """The same as it happens: server-sent events, each with the part of the page that changes, until all have answered."""
+        """Who serves it, as it happens."""
         app, environment = visit.part("app"), visit.part("environment")
-        await self._parts.binding(app, environment)
-        return visit.stream(self._events(visit, app, environment))
 
-    async def _events(self, visit: Visit, app: str, environment: str) -> AsyncIterator[str]:
-        told, watched, ends = "", False, time.monotonic() + STREAM_SECONDS
-        while not self._parts.hub.closing and time.monotonic() < ends:
+        async def find() -> Sequence[Binding]:
             binding = await self._parts.binding(app, environment)
-            if binding is None:
-                break
-            progress = await self._rollouts.look(binding, LOOK_SECONDS if told else 0.0, watched=watched)
-            watched = not progress.done
-            shown = visit.fragment("_rollout.html", progress=progress, binding=binding, max_named=MAX_NAMED)
-            if shown != told:
-                told = shown
-                yield server_sent("rollout", shown)
-            if progress.done:
-                break
-        # Else the browser would connect again.
-        yield server_sent("end", "")
+            return [] if binding is None else [binding]
+
+        await find()
+        return visit.stream(self._rollouts.events(visit, find))

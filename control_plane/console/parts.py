@@ -65,3 +65,9 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
             return await self.deployments.binding(app, environment)
         except NoReleaseDeployed:
             return None
+
+    async def live_in(self, environment: str) -> dict[str, Binding]:
+        """What is live there, by app."""
+        await self.hub.refresh()
+        found = self.hub.newer_than(0, environments=(environment,))
+        return {binding.app: binding for binding in found if binding.deployment is not None}

@@ -115,9 +115,7 @@ class SharedEnvironmentPages:
 
     async def _bound(self, environment: str) -> Sequence[Binding]:
         """What is live there, by app."""
-        await self._parts.hub.refresh()
-        found = self._parts.hub.newer_than(0, environments=[environment])
-        return sorted((binding for binding in found if binding.deployment is not None), key=lambda binding: binding.app)
+        return [binding for _, binding in sorted((await self._parts.live_in(environment)).items())]
 
 
 def _seen(bound: Sequence[Binding]) -> int:

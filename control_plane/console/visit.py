@@ -90,6 +90,11 @@ class Visit:
         """A value of the query, without surrounding spaces, and without the zeros that PostgreSQL does not take."""
         return self._request.query_params.get(name, "").replace("\0", "").strip()
 
+    def asked_each(self, prefix: str) -> dict[str, str]:
+        """The values of the query whose names begin so, by the rest of their names; without those that are empty."""
+        names = [name for name in self._request.query_params if name.startswith(prefix)]
+        return {name.removeprefix(prefix): value for name in names if (value := self.asked(name))}
+
     def typed(self, name: str, default: str = "") -> str:
         """A field of the form, without surrounding spaces."""
         return self._form.get(name, default).strip()
@@ -179,6 +184,11 @@ class Visit:
             method = type(request).__name__.removesuffix("Request")
             check_method(self._caller, method)
             check_request_of(self._caller, method, request)
+
+    def check_method(self, method: str) -> None:
+        """Raises PermissionDenied when the token's role may not call it."""
+        if self._caller is not None:
+            check_method(self._caller, method)
 
     def check_place(self, app: str, environment: str) -> None:
         """Raises PermissionDenied when the token is not for it; an empty environment is not asked about."""
