@@ -99,15 +99,23 @@ class Connection:
             credentials = grpc.ssl_channel_credentials(pems.ca, pems.key or None, pems.certificate or None)
             self.channel = grpc.secure_channel(self.address, credentials, options=options)
 
-    def call(self, method: Any, request: Message, seconds: float = CALL_SECONDS, *, if_invalid: Callable[[], None] = lambda: None) -> Any:
-        """The response; a refusal or an unreachable server ends the command. `if_invalid` may say more of a bad request."""
+    def call(
+        self,
+        method: Any,
+        request: Message,
+        seconds: float = CALL_SECONDS,
+        *,
+        said: Callable[[str], str] = str,
+        if_invalid: Callable[[], None] = lambda: None,
+    ) -> Any:
+        """The response; a refusal, put as `said`, or an unreachable server ends the command. `if_invalid` may say more of a bad request."""
         try:
             return method(request, timeout=seconds, metadata=metadata())
         except grpc.RpcError as error:
             # What is far too large gRPC itself refuses.
             if _code(error) in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED):
                 if_invalid()
-            self.fail(error)
+            self.fail(error, said)
 
     def find(self, method: Any, request: Message) -> Any | None:
         """The response, or None when there is no such thing."""
@@ -134,12 +142,12 @@ class Connection:
         """The responses of a stream, as they come; without `seconds` for as long as it goes. Raises grpc.RpcError."""
         yield from method(request, timeout=seconds, metadata=metadata())
 
-    def fail(self, error: grpc.RpcError) -> NoReturn:
+    def fail(self, error: grpc.RpcError, said: Callable[[str], str] = str) -> NoReturn:
         """Says why on stderr and ends the command."""
         code = _code(error)
         reason, message, violations = told(error)
         if reason != code.name:
-            refuse(reason, message, violations)
+            refuse(reason, said(message), [(said(field), description) for field, description in violations])
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
             if code is grpc.StatusCode.DEADLINE_EXCEEDED:
                 why = f"{self.address} gave no answer in time; what was asked for may be done or not: look before you repeat it"

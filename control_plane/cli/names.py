@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
+from click.shell_completion import BashComplete, CompletionItem, add_completion_class, split_arg_string
 
 if TYPE_CHECKING:
     from control_plane.cli.client import Connection
@@ -36,21 +38,29 @@ class NameType(click.ParamType[str]):
 
     def shell_complete(self, ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Those that begin so."""
-        # gRPC is not loaded for commands that only name a type.
-        import grpc
-
-        with contextlib.suppress(grpc.RpcError, click.ClickException, SystemExit), ctx.scope(cleanup=False):
-            found = self._find(_Asked(ctx))
+        with _quietly(), ctx.scope(cleanup=False):
+            found = self._find(_Asked(ctx, incomplete))
             return [CompletionItem(name, help=" ".join(told.split())) for name, told in found if name.startswith(incomplete)]
         return []
+
+
+def _quietly() -> AbstractContextManager[None]:
+    """Within it what goes wrong is not told."""
+    # gRPC is not loaded for commands that only name a type.
+    import grpc
+
+    return contextlib.suppress(grpc.RpcError, click.ClickException, SystemExit)
 
 
 class _Asked:
     """The control plane that the command line names so far."""
 
-    def __init__(self, ctx: click.Context) -> None:
+    def __init__(self, ctx: click.Context, incomplete: str) -> None:
+        self.incomplete = incomplete
+        """What is typed of the name so far."""
         self._ctx = ctx
         self._connection: Connection | None = None
+        self._ends = 0.0
 
     def call(self, service: str, method: str, **fields: Any) -> Any:
         """The answer of a method of a service by the name of its file, e.g. `apps`. Raises grpc.RpcError."""
@@ -60,10 +70,12 @@ class _Asked:
 
         if self._connection is None:
             self._connection = Connection("server", self._setting("server"))
+            self._ends = time.monotonic() + SECONDS
         stub = f"{service.removesuffix('s').capitalize()}ServiceStub"
         make_stub = getattr(importlib.import_module(f"pointsman.v1.{service}_pb2_grpc"), stub)
         request = getattr(importlib.import_module(f"pointsman.v1.{service}_pb2"), f"{method}Request")(**fields)
-        return getattr(make_stub(self._connection.channel), method)(request, timeout=SECONDS, metadata=metadata())
+        left = max(self._ends - time.monotonic(), 0.0)
+        return getattr(make_stub(self._connection.channel), method)(request, timeout=left, metadata=metadata())
 
     @property
     def app(self) -> str:
@@ -75,13 +87,42 @@ class _Asked:
             raise click.UsageError("which app?")
         return str(apps[0].app)
 
+    @property
+    def releases(self) -> tuple[str, ...]:
+        """The arguments before, of a command that takes several."""
+        return tuple(self._ctx.params.get("releases") or ())
+
     def _setting(self, name: str) -> str:
         """After the command, before it, or the variable's; as client.client_setting, which is not called while a shell completes."""
         return self._ctx.params.get(name) or self._ctx.find_root().params.get(name) or os.environ.get(f"POINTSMAN_{name.upper()}") or ""
 
 
 def _tags(asked: _Asked) -> Names:
-    return [(found.tag, found.description) for found in asked.call("releases", "ListReleases", app=asked.app, page_size=MOST).releases]
+    return _tags_of(asked, asked.app)
+
+
+def _tags_of(asked: _Asked, app: str) -> Names:
+    return [(found.tag, found.description) for found in asked.call("releases", "ListReleases", app=app, page_size=MOST).releases]
+
+
+def _releases(asked: _Asked) -> Names:
+    """A tag alone, or APP=TAG: apps first, and the tags of one as soon as it can be no other."""
+    app, equals, _ = asked.incomplete.partition("=")
+    if equals:
+        return _of_app(asked, app)
+    found: list[tuple[str, str]] = []
+    if not asked.releases:
+        with _quietly():
+            found += _tags(asked)
+    with _quietly():
+        named = {word.partition("=")[0] for word in asked.releases}
+        apps = [(name, told) for name, told in _apps(asked) if name not in named and name.startswith(app)]
+        found += _of_app(asked, apps[0][0]) if app and len(apps) == 1 else [(f"{name}=", told) for name, told in apps]
+    return found
+
+
+def _of_app(asked: _Asked, app: str) -> Names:
+    return [(f"{app}={tag}", told) for tag, told in _tags_of(asked, app)]
 
 
 def _environments(asked: _Asked) -> Names:
@@ -105,7 +146,33 @@ def _gateways(asked: _Asked) -> Names:
 
 
 TAG = NameType("tag", _tags)
+RELEASE = NameType("release", _releases)
 ENVIRONMENT = NameType("environment", _environments)
 APP = NameType("name", _apps)
 ENDPOINT = NameType("endpoint", _endpoints)
 GATEWAY_ID = NameType("gateway_id", _gateways)
+
+
+class Bash(BashComplete):
+    """To bash a = is a word of its own, and what is completed is what comes after it; to commands APP=TAG is one word."""
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        """The words before the one that is typed, and that one, each with its =."""
+        at = int(os.environ["COMP_CWORD"])
+        split = split_arg_string(os.environ["COMP_WORDS"])[: at + 1]
+        words: list[str] = []
+        for word in split + [""] * (at + 1 - len(split)):
+            if words and (word == "=" or words[-1].endswith("=")):
+                words[-1] += word
+            else:
+                words.append(word)
+        return words[1:-1], words[-1]
+
+    def format_completion(self, item: CompletionItem) -> str:
+        """Without what stands before the =, which is typed already."""
+        _, incomplete = self.get_completion_args()
+        before = incomplete[: incomplete.find("=") + 1]
+        return f"{item.type},{item.value.removeprefix(before)}"
+
+
+add_completion_class(Bash)

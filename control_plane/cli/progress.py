@@ -7,7 +7,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import grpc
 
@@ -26,15 +26,16 @@ MAX_LINES = 10
 
 
 @contextlib.contextmanager
-def told_live(connection: Connection, app: str, environment: str, output: str) -> Iterator[None]:
+def told_live(connection: Connection, wanted: Mapping[str, str], environment: str, output: str) -> Iterator[None]:
     """Tells on stderr how the rollout of a change stands, for as long as the block runs, if a person looks at a terminal.
 
-    The change itself tells the verdict; what cannot be asked is left out.
+    `wanted` has the tag of each app, empty where the server decides. The change itself tells the verdict; what cannot be asked is
+    left out.
     """
     if output != "text" or not (is_terminal(sys.stdout) and is_terminal(sys.stderr) and can_draw()):
         yield
         return
-    view = _View(connection, app, environment)
+    view = _View(connection, wanted, environment)
     ended = threading.Event()
     thread = threading.Thread(target=view.run, args=(ended,), name="progress", daemon=True)
     thread.start()
@@ -47,20 +48,25 @@ def told_live(connection: Connection, app: str, environment: str, output: str) -
 
 
 class _View:
-    def __init__(self, connection: Connection, app: str, environment: str) -> None:
+    def __init__(self, connection: Connection, wanted: Mapping[str, str], environment: str) -> None:
         self._deployments = deployments_pb2_grpc.DeploymentServiceStub(connection.channel)
         self._gateways = gateways_pb2_grpc.GatewayServiceStub(connection.channel)
-        self._app = app
+        self._wanted = wanted
         self._environment = environment
         self._drawn = 0
 
     def run(self, ended: threading.Event) -> None:
         began = time.monotonic()
-        before = self._binding().revision
+        # All change in one commit, so one that changes tells of it.
+        followed, before = next(iter(self._wanted)), deployments_pb2.Binding()
+        for followed, tag in self._wanted.items():
+            before = self._binding(followed)
+            if before.release != tag:
+                break
         seconds = FIRST_LOOK_SECONDS
         while not ended.wait(seconds):
             seconds = LOOK_SECONDS
-            lines = self._lines(before, time.monotonic() - began)
+            lines = self._lines(followed, before.revision, time.monotonic() - began)
             if not ended.is_set():
                 self._draw(lines)
 
@@ -68,23 +74,29 @@ class _View:
         """Takes away what was drawn."""
         self._draw([])
 
-    def _binding(self) -> deployments_pb2.Binding:
+    def _binding(self, app: str) -> deployments_pb2.Binding:
         """What is live; empty when nothing is, or nobody says."""
-        request = deployments_pb2.GetBindingRequest(app=self._app, environment=self._environment)
+        request = deployments_pb2.GetBindingRequest(app=app, environment=self._environment)
         with contextlib.suppress(grpc.RpcError):
             found: deployments_pb2.GetBindingResponse = self._deployments.GetBinding(request, timeout=CALL_SECONDS, metadata=metadata())
             return found.binding
         return deployments_pb2.Binding()
 
-    def _lines(self, before: int, seconds: float) -> list[str]:
-        binding = self._binding()
+    def _lines(self, followed: str, before: int, seconds: float) -> list[str]:
+        binding = self._binding(followed)
         if binding.revision == before:
             return [f"gateways get ready, {seconds:.1f} s"]
-        listed = self._listed()
-        states = [(gateway, *_state(gateway, binding)) for gateway in listed if gateway.connected]
+        many = len(self._wanted) > 1
+        release = ", ".join(f"{app}={tag}" for app, tag in self._wanted.items()) if many else binding.release
+        keys = {(app, self._environment) for app in self._wanted}
+        states = [
+            (gateway, *_state(gateway, keys, binding.revision, "all of it" if many else release))
+            for gateway in self._listed()
+            if gateway.connected
+        ]
         concerned = [(gateway, serves, what) for gateway, serves, what in states if what]
         done = sum(serves for _, serves, _ in concerned)
-        lines = [f"{done}/{len(concerned)} gateways serve {binding.release} in {self._environment}, {seconds:.1f} s"]
+        lines = [f"{done}/{len(concerned)} gateways serve {release} in {self._environment}, {seconds:.1f} s"]
         # Those that are not there yet first: they are why one looks.
         shown = sorted(concerned, key=lambda found: (found[1], found[0].gateway_id))
         lines += [f"  {harmless(gateway.gateway_id)}  {what}" for gateway, _, what in shown[:MAX_LINES]]
@@ -113,14 +125,14 @@ class _View:
         self._drawn = len(lines)
 
 
-def _state(gateway: gateways_pb2.Gateway, binding: deployments_pb2.Binding) -> tuple[bool, str]:
-    """Whether it serves the binding, and how that is said; nothing is said of one that does not subscribe to it."""
-    key = (binding.app, binding.environment)
-    loaded = next((one for one in gateway.bindings if (one.app, one.environment) == key), None)
-    if loaded is None:
+def _state(gateway: gateways_pb2.Gateway, keys: Collection[tuple[str, str]], revision: int, release: str) -> tuple[bool, str]:
+    """Whether it serves the bindings, and how that is said; nothing is said of one that subscribes to none of them."""
+    loaded = [one for one in gateway.bindings if (one.app, one.environment) in keys]
+    if not loaded:
         return False, ""
-    if loaded.rejection:
-        return False, f"refuses it: {harmless(loaded.rejection)}"
-    if gateway.revision >= binding.revision:
-        return True, f"serves {binding.release}"
+    for one in loaded:
+        if one.rejection:
+            return False, f"refuses {'it' if len(keys) == 1 else one.app}: {harmless(one.rejection)}"
+    if gateway.revision >= revision:
+        return True, f"serves {release}"
     return False, f"not yet; is at revision {gateway.revision}, was heard {ago(gateway.last_heard_time)}"
