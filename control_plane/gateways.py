@@ -335,9 +335,11 @@ class Gateways:
                 self._rollouts.discard(waiting)
         rejected = {}
         for session in waiting.members - waiting.pending:
-            reasons = [reason for binding in bindings if (reason := session.rejection_of(binding)) is not None]
-            if reasons:
-                rejected[session.identity.gateway_id] = "; ".join(reasons)
+            # Most refuse nothing, and there may be many bindings.
+            refused = [(b, why) for b in (bindings if session.rejections else ()) if (why := session.rejection_of(b)) is not None]
+            if refused:
+                told = (f"{b.app}: {why}" if len(bindings) > 1 else why for b, why in refused)
+                rejected[session.identity.gateway_id] = "; ".join(told)
         return RolloutAnswer(len(waiting.members), [session.identity.gateway_id for session in waiting.pending], rejected)
 
     async def _known_here(self, request: KnownRequest) -> KnownAnswer:
@@ -374,7 +376,9 @@ class Gateways:
 
 
 def _rejected(targets: Sequence[Target], rejections: dict[str, list[Rejection]]) -> ReleaseRejected:
-    releases = ", ".join(dict.fromkeys(target.release for target in targets))
+    refused = {(rejection.app, rejection.environment) for found in rejections.values() for rejection in found}
+    guilty = [target for target in targets if (target.app, target.environment) in refused][:MAX_TOLD_CAUSES] or targets[:1]
+    releases = ", ".join(f"{target.release} of {target.app}" if len(targets) > 1 else target.release for target in guilty)
     names = sorted(rejections)
     told = "; ".join(f"{name}: {_cause(rejections[name])}" for name in names[:MAX_TOLD_CAUSES])
     if len(names) > MAX_TOLD_CAUSES:
@@ -383,8 +387,8 @@ def _rejected(targets: Sequence[Target], rejections: dict[str, list[Rejection]])
         f"Release {releases} was rejected, so nothing was changed anywhere. {told}. "
         "Fix the release or the gateway, or deploy with force to skip this check.",
         release=releases,
-        app=targets[0].app,
-        environment=targets[0].environment,
+        app=guilty[0].app,
+        environment=guilty[0].environment,
         gateways=names[:MAX_TOLD_GATEWAYS],
         causes=told,
     )

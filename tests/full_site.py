@@ -10,16 +10,18 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from control_plane.execution_model import Execution, Outcome, Report
-from control_plane.model import Identity, Role
+from control_plane.model import App, Identity, Release, Role, digest_of
+from control_plane.service.deployments import Options, Wanted
 from control_plane.service.environments import EnvironmentChange
 from control_plane.service.snapshots import snapshot_of
 from control_plane.service.tokens import NewToken
+from control_plane.storage.base import Transaction
 from pointsman.v1 import executions_pb2 as pb
 from pointsman.v1.config_pb2 import AppConfig
 from tests.console_app import ANN, Site, open_site
 from tests.sample_apps import marked
 
-RELEASES, ENVIRONMENTS, GATEWAYS, TOKENS, PIPELINES = 1000, 50, 500, 200, 50
+RELEASES, ENVIRONMENTS, GATEWAYS, TOKENS, PIPELINES, APPS = 1000, 50, 500, 200, 50, 200
 MAX_SECONDS = 0.1
 MAX_PAGE_BYTES = 150_000
 BATCH = 1000
@@ -27,6 +29,11 @@ BATCH = 1000
 BETWEEN_MICROS = 86_400
 PAGES = (
     "/apps",
+    "/deploy",
+    "/deploy?environment=production&step=look",
+    "/deploy?environment=production&releases=shop%3Dv7+app-1%3Dv8",
+    "/deploy?environment=production&releases=" + "+".join(f"app-{number}%3Dv8" for number in range(APPS)),
+    "/deploy/production/{together}",
     "/apps/shop/releases",
     "/apps/shop/releases?q=v99",
     "/apps/shop/releases?q=nothing-like-it",
@@ -82,6 +89,7 @@ async def full_site(folder: Path, executions: int, store_url: str = "") -> Async
             await site.deploy("shop", f"v{number}", "staging", reason="tried by hand")
         await site.draft("shop", "next", tools=marked("x", "http://127.0.0.1:1/")["tools"])
         await _wide(site)
+        together = await _many(site)
         secrets = [await site.parts.tokens.create(NewToken(name=f"t{number}", role=Role.ADMIN), ANN) for number in range(TOKENS)]
         await site.parts.hub.refresh()
         watcher = await connected.enter_async_context(site.parts.hub.watcher(60.0))
@@ -94,7 +102,8 @@ async def full_site(folder: Path, executions: int, store_url: str = "") -> Async
         assert binding.deployment is not None
         newest = await _run(site, executions, binding.revision)
         await site.send("/sign-in", token=secrets[0][1])
-        yield site, {"execution": str(newest), "deployment": binding.deployment.deployment_id, "token": secrets[1][0].token_id}
+        ids = {"deployment": binding.deployment.deployment_id, "token": secrets[1][0].token_id}
+        yield site, ids | {"execution": str(newest), "together": str(together)}
 
 
 async def _wide(site: Site) -> None:
@@ -112,6 +121,25 @@ async def _wide(site: Site) -> None:
     await site.parts.releases.create(app="wide", tag="v1", description="", config=None, deploy_to="", call=ANN)
     wide.pipelines[49].stages[3].gate = "false"
     await site.parts.apps.update_draft("wide", snapshot_of(wide), None, ANN)
+
+
+async def _many(site: Site) -> int:
+    """Apps with eight releases each, of the same content, all of which are live in production since one revision, which it returns."""
+    content, now = snapshot_of(AppConfig()), site.parts.clock()
+    digest = digest_of(content)
+    names = [f"app-{number}" for number in range(APPS)]
+
+    async def work(tx: Transaction) -> None:
+        await tx.insert_snapshot(digest, content)
+        for name in names:
+            await tx.insert_app(App(app=name, description="", create_time=now, created_by="ann"))
+            for number in range(1, 9):
+                known = {"app": name, "tag": f"v{number}", "digest": digest}
+                await tx.insert_release(Release(**known, description="", size_bytes=len(content), create_time=now, created_by="ann"))
+
+    await site.store.write(work)
+    wanted = [Wanted(app=name, environment="production", release="v1", expected_revision=None) for name in names]
+    return (await site.parts.deployments.deploy_many(wanted, Options(), ANN)).binding.revision
 
 
 def identity(number: int) -> Identity:

@@ -13,6 +13,9 @@ ROOT = Path(__file__).parent.parent
 # What does on the command line what a page does; several where it shows and changes.
 PAGES = {
     "/apps": ["app list", "app create"],
+    "/deploy": ["deploy"],
+    "/deploy/{environment}/{revision}": ["deploy", "status"],
+    "/deploy/{environment}/{revision}/rollout": ["deploy", "watch"],
     "/apps/{app}/releases": ["release list", "release create"],
     "/apps/{app}/new-release": ["release create"],
     "/apps/{app}/check-tag": ["release create"],

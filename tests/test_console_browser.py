@@ -78,6 +78,47 @@ async def test_deploy_and_roll_back_without_scripts(shown):
     assert (await shown.plane.binding("plain")).release == "v1"
 
 
+async def test_several_apps_are_deployed_together_by_keyboard_and_without_scripts(shown, tmp_path):
+    for app in ("basket", "checkout"):
+        await with_releases(shown, app, "v1", "v2")
+    await shown.plane.deploy("basket", "v1", "production")
+    async with shown.page(java_script_enabled=False) as page:
+        await page.goto("/apps")
+        await page.get_by_role("link", name="Deploy together").click()
+        await page.get_by_label("Environment").select_option("production")
+        await page.get_by_label("basket").focus()
+        await page.keyboard.type("v2")
+        await page.get_by_role("button", name="Show what is live there").click()
+        await expect(page.get_by_label("basket")).to_have_value("v2")
+        await page.get_by_label("checkout").select_option("v1")
+        await page.get_by_role("button", name="Continue").press("Enter")
+        await expect(page.get_by_text("basket v1 → v2")).to_be_visible()
+        await expect(page.get_by_text("checkout nothing → v1")).to_be_visible()
+        await page.get_by_label("Reason").fill("one contract")
+        await page.get_by_role("button", name="Deploy 2 apps to production").press("Enter")
+        await expect(page.get_by_text("2 of 2 gateways serve all 2 releases")).to_be_visible()
+        await picture(page, tmp_path, "together-done-light")
+    bindings = [await shown.plane.binding(app) for app in ("basket", "checkout")]
+    assert [binding.release for binding in bindings] == ["v2", "v1"]
+    assert bindings[0].revision == bindings[1].revision
+
+
+async def test_a_rollout_of_several_is_followed_until_the_last_gateway_serves_all(shown):
+    for app in ("left", "right"):
+        await with_releases(shown, app, "v1")
+    async with SimulatedGateway("slow-one", apply=False).connected(shown.grpc) as gateway, shown.page() as page:
+        await page.goto("/deploy?environment=staging&releases=left%3Dv1+right%3Dv1")
+        await expect(page.get_by_label("CLI", exact=True)).to_contain_text("pointsman deploy left=v1 right=v1 --to staging")
+        await page.get_by_role("button", name="Deploy 2 apps to staging").click()
+        await expect(page.get_by_text("2 of 3 gateways serve all 2 releases")).to_be_visible()
+        await accessible(page)
+        gateway.apply = True
+        await expect(page.get_by_text("3 of 3 gateways serve all 2 releases")).to_be_visible(timeout=10_000)
+        await page.set_viewport_size({"width": 390, "height": 800})
+        assert await page.evaluate("document.documentElement.scrollWidth") <= 390
+        await accessible(page)
+
+
 async def test_a_rollout_is_followed_until_the_last_gateway_serves_it(shown, tmp_path):
     await with_releases(shown, "slow", "v1")
     async with SimulatedGateway("slow-one", apply=False).connected(shown.grpc) as gateway, shown.page() as page:
@@ -217,6 +258,8 @@ async def test_two_people_edit_the_draft(shown):
 
 PAGES = {
     "apps": "/apps",
+    "together": "/deploy?environment=staging&releases=support-chat%3Dv1.2.0+search%3Dv7&step=look",
+    "together-confirm": "/deploy?environment=production&releases=support-chat%3Dv1.2.0+search%3Dv7",
     "releases": "/apps/support-chat/releases",
     "create-release": "/apps/support-chat/new-release",
     "snapshot": "/apps/support-chat/releases/v1.2.0",
@@ -234,12 +277,14 @@ PAGES = {
     "empty": "/apps/support-chat/releases?q=nothing",
 }
 # Also dark, and as on a phone.
-KEPT_TWICE = ("releases", "promote", "environments-past")
+KEPT_TWICE = ("releases", "promote", "environments-past", "together", "together-confirm")
 
 
 @pytest.fixture(scope="module")
 async def looks(shown):
     await with_releases(shown, "support-chat", *DESCRIPTIONS)
+    await with_releases(shown, "search", "v6", "v7")
+    await shown.plane.deploy("search", "v6", "production")
     for tag, environment, reason in (
         ("v1.0.0", "production", "go live"),
         ("v1.1.0", "production", "kinder"),

@@ -18,6 +18,8 @@ TAG = "a-tag-that-was-made-of-a-branch-and-a-commit-" + "5c2e9f7b" * 10 + "end"
 REASON = "because " * 30 + "x" * 300
 PAGES = (
     "/apps",
+    f"/deploy?environment={PLACE}&step=look",
+    f"/deploy?environment={PLACE}&releases={APP}%3Dv1+other%3Dv1",
     f"/apps/{APP}/releases",
     f"/apps/{APP}/new-release",
     f"/apps/{APP}/releases/{TAG}",
@@ -46,6 +48,7 @@ PAGES = (
 async def long(shown):
     assert (len(APP), len(PLACE), len(TAG)) == (63, 63, 128)
     await with_releases(shown, APP, "v1")
+    await with_releases(shown, "other", "v1")
     for name in (PLACE, *(f"customer-{number}-preview" for number in range(46))):
         await shown.plane.environments.CreateEnvironment(environments_pb2.CreateEnvironmentRequest(environment=name, description=REASON))
     await shown.plane.releases.CreateRelease(releases_pb2.CreateReleaseRequest(app=APP, tag=TAG, description=REASON))

@@ -99,8 +99,10 @@ def _tell(connection: Connection, response: Any, *, dry_run: bool) -> None:
     """The verdict; where several apps may be meant, each release with its app."""
     many = isinstance(response, pb.DeployManyResponse)
     bindings = response.bindings if many else [response.binding]
-    entries = response.deployments if many else [response.deployment] if response.HasField("deployment") else []
-    changed = {entry.app for entry in entries}
+    if many:
+        changed = {entry.app for entry in response.deployments}
+    else:
+        changed = {response.binding.app} if response.HasField("deployment") else set()
     names = [f"{binding.app}={binding.release}" if many else binding.release for binding in bindings]
     for name, binding in zip(names, bindings, strict=True):
         if dry_run and binding.app in changed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 import msgspec
 from google.protobuf import json_format
@@ -79,7 +79,8 @@ class Confirmation:
         for target in wish.targets:
             target.expected_revision = live[target.app].revision if target.app in live else 0
         planned = await wish.carry_out(wish.options(force=True), visit.preview())
-        moves = [await self._move(wish, live.get(target.app), target, planned) for target in map(_deployment, planned.bindings)]
+        changing = {deployment.app for deployment in planned.deployments}
+        moves = [await self._move(wish, live.get(target.app), target, changing) for target in map(_deployment, planned.bindings)]
         progress = await self._rollouts.look([live.get(binding.app, binding) for binding in planned.bindings])
         return visit.page(
             "confirm.html",
@@ -96,13 +97,13 @@ class Confirmation:
             typed={name: visit.typed(name) for name in ("reason", "force", "request_id")},
         )
 
-    async def _move(self, wish: Wish, binding: Binding | None, target: Deployment, planned: Deployed) -> Move:
+    async def _move(self, wish: Wish, binding: Binding | None, target: Deployment, changing: Collection[str]) -> Move:
         live = binding.deployment if binding else None
         return Move(
             app=target.app,
             live=live,
             target=target,
-            changes=any(deployment.app == target.app for deployment in planned.deployments),
+            changes=target.app in changing,
             comparison=await compare(self._parts, target.app, live.release, target.release) if live and wish.app else None,
         )
 

@@ -119,6 +119,8 @@ for (const input of document.querySelectorAll("[data-check]")) {
 // The lines for a terminal say the reason that is typed: within quotes of the shell, and for grpcurl within those of JSON too.
 const reason = document.getElementById("f-reason");
 if (reason) {
+  // Said only where it is not what is shown.
+  for (const code of document.querySelectorAll("[data-reasoned]")) code.dataset.without ??= code.textContent;
   const told = () => {
     for (const code of document.querySelectorAll("[data-reasoned]")) {
       const { without, reasoned } = code.dataset;
