@@ -97,6 +97,7 @@ async def test_apps_are_completed_and_the_tags_of_each(settings, stack):
     assert not found & {"v1", f"{one}="}
     assert await completed(f"pointsman deploy {one}=v1 {other}=x", settings) == {"x9"}
     assert await completed(f"pointsman deploy {one}=v1 --to st", settings) == {"staging"}
+    assert await completed("pointsman deploy v1 --to=st", settings) == {"staging"}
     assert await completed("pointsman deploy nonesuch=v", settings) == set()
 
 

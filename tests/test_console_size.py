@@ -1,4 +1,4 @@
-"""Every page is small on a full store: 1,000 releases, 50 environments, 500 gateways, an app of 1,200 steps. `make bench`, `console`, times them."""
+"""Every page is small on a full store: 1,000 releases, 200 apps, 50 environments, 500 gateways, an app of 1,200 steps. `make bench`, `console`, times them."""
 
 from __future__ import annotations
 
