@@ -53,20 +53,19 @@ class _View:
         self._gateways = gateways_pb2_grpc.GatewayServiceStub(connection.channel)
         self._wanted = wanted
         self._environment = environment
+        self._waiting = list(wanted)
+        self._before: dict[str, int] = {}
+        self._live = deployments_pb2.Binding()
         self._drawn = 0
 
     def run(self, ended: threading.Event) -> None:
         began = time.monotonic()
-        # All change in one commit, so one that changes tells of it.
-        followed, before = next(iter(self._wanted)), deployments_pb2.Binding()
-        for followed, tag in self._wanted.items():
-            before = self._binding(followed)
-            if before.release != tag:
-                break
+        # What the server decides is known by its revision to have come.
+        self._before = {app: self._binding(app).revision for app, tag in self._wanted.items() if not tag}
         seconds = FIRST_LOOK_SECONDS
         while not ended.wait(seconds):
             seconds = LOOK_SECONDS
-            lines = self._lines(followed, before.revision, time.monotonic() - began)
+            lines = self._lines(time.monotonic() - began)
             if not ended.is_set():
                 self._draw(lines)
 
@@ -82,15 +81,25 @@ class _View:
             return found.binding
         return deployments_pb2.Binding()
 
-    def _lines(self, followed: str, before: int, seconds: float) -> list[str]:
-        binding = self._binding(followed)
-        if binding.revision == before:
+    def _is_committed(self) -> bool:
+        """Whether all that is wanted is live; the newest binding is kept."""
+        while self._waiting:
+            app = self._waiting[0]
+            binding, tag = self._binding(app), self._wanted[app]
+            if not (binding.release == tag if tag else binding.revision not in (0, self._before[app])):
+                return False
+            self._live = max(self._live, binding, key=lambda found: found.revision)
+            self._waiting.pop(0)
+        return True
+
+    def _lines(self, seconds: float) -> list[str]:
+        if not self._is_committed():
             return [f"gateways get ready, {seconds:.1f} s"]
         many = len(self._wanted) > 1
-        release = ", ".join(f"{app}={tag}" for app, tag in self._wanted.items()) if many else binding.release
+        release = ", ".join(f"{app}={tag}" for app, tag in self._wanted.items()) if many else self._live.release
         keys = {(app, self._environment) for app in self._wanted}
         states = [
-            (gateway, *_state(gateway, keys, binding.revision, "all of it" if many else release))
+            (gateway, *_state(gateway, keys, self._live.revision, "all of it" if many else release))
             for gateway in self._listed()
             if gateway.connected
         ]
