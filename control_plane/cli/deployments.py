@@ -9,7 +9,6 @@ from typing import Any
 import click
 from google.protobuf.duration_pb2 import Duration
 
-from control_plane.cli.apart import releases_by_app
 from control_plane.cli.changes import tell_changes
 from control_plane.cli.client import Connection, new_request_id, only_app, server_options
 from control_plane.cli.durations import DURATION
@@ -18,6 +17,7 @@ from control_plane.cli.output import REFUSED, output_option, short, show, when
 from control_plane.cli.progress import told_live
 from control_plane.cli.rollout import tell_rollout
 from control_plane.cli.tables import table
+from control_plane.cli.together import releases_by_app
 from pointsman.v1 import deployments_pb2 as pb
 from pointsman.v1 import deployments_pb2_grpc, releases_pb2, releases_pb2_grpc
 
