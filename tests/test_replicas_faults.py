@@ -74,6 +74,9 @@ async def test_promise_05_replicas_that_are_killed_and_return_leave_every_gatewa
             return all([(await gate.status()).connected for gate in gates])
 
         await eventually(all_connected, 30)
+        # A channel that has just lost its server tries again after a second or so.
+        for plane in planes:
+            await plane.apps.ListApps(apps_pb2.ListAppsRequest(), wait_for_ready=True, timeout=30)
         last = [await chance.choice(planes).deploy(app, "v1") for app in apps]
         for caller, deployed in zip(callers, last, strict=True):
             assert deployed.binding.revision >= caller.acknowledged
@@ -85,8 +88,6 @@ async def test_promise_05_replicas_that_are_killed_and_return_leave_every_gatewa
 
                 await eventually(serves)
         assert {code for caller in callers for code in caller.refused} <= {grpc.StatusCode.UNAVAILABLE}
-        # A channel that has just lost its server tries again after a second or so.
-        await planes[0].apps.ListApps(apps_pb2.ListAppsRequest(), wait_for_ready=True, timeout=30)
         rollout = (await planes[0].deploy(apps[0], "v2")).rollout
         assert (rollout.gateways_total, rollout.gateways_applied) == (3, 3)
         print(f"{sum(caller.count for caller in callers)} deploys, {sum(len(caller.refused) for caller in callers)} refused")
