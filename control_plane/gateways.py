@@ -386,7 +386,7 @@ def _rejected(targets: Sequence[Target], rejections: dict[str, list[Rejection]])
     return ReleaseRejected(
         f"Release {releases} was rejected, so nothing was changed anywhere. {told}. "
         "Fix the release or the gateway, or deploy with force to skip this check.",
-        release=releases,
+        release=guilty[0].release,
         app=guilty[0].app,
         environment=guilty[0].environment,
         gateways=names[:MAX_TOLD_GATEWAYS],

@@ -9,7 +9,8 @@ import uuid
 import pytest
 import yaml
 
-from tests.clients import cli, cli_done
+from pointsman.v1 import deployments_pb2
+from tests.clients import cli, cli_done, refused
 from tests.processes import BIN
 from tests.sample_apps import marked
 from tests.simulated_gateway import SimulatedGateway
@@ -76,6 +77,10 @@ async def test_all_or_none_and_which_app_it_was(stack, apps, servers):
         assert (done.code, done.stderr.startswith("RELEASE_REJECTED: ")) == (1, True)
         assert f"{two}" in done.stderr
         assert one not in done.stderr
+        targets = [deployments_pb2.DeployManyRequest.Target(app=app, environment="staging", release="v1") for app in apps]
+        refusal = await refused(stack.plane.deployments.DeployMany(deployments_pb2.DeployManyRequest(targets=targets)))
+        # Programs find the same in names that have one value each.
+        assert [refusal.metadata[key] for key in ("app", "environment", "release")] == [two, "staging", "v1"]
         history = await as_json("history", "--app", one, **servers)
         assert history["deployments"] == []
         await cli_done("deploy", f"{one}=v1", f"{two}=v1", "--to", "staging", "--force", **servers)
