@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import html
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from control_plane.console.app import Console
 from control_plane.console.gateway_door import GatewayDoor
 from control_plane.console.parts import Parts
 from control_plane.console.terminal import Terminal
-from control_plane.gateways import Gateways
+from control_plane.gateways import Gateways, Session
 from control_plane.http import make_app
-from control_plane.hub import Hub
+from control_plane.hub import Hub, Watcher
 from control_plane.metrics import Metrics
+from control_plane.model import Identity, Rejection
 from control_plane.rpc.executions import report_of
 from control_plane.service.apps import Apps
 from control_plane.service.audit import Audit
@@ -98,6 +99,44 @@ class Site:
     async def send(self, path: str, /, *, form: str = "", **fields: str) -> httpx2.Response:
         """Fills in the form of a page (its own path unless `form` is another) and sends it."""
         return await self.http.post(path, data=await self.hidden(form or path) | fields)
+
+
+def gateway(
+    site: Site, gateway_id: str = "east", revision: int = 0, uptime_seconds: float | None = None
+) -> tuple[contextlib.AbstractAsyncContextManager[Watcher], Callable[[Watcher], contextlib.AbstractContextManager[Session]]]:
+    """A watcher, and what makes it a session of a gateway, as its stream would open one."""
+    identity = Identity(
+        gateway_id=gateway_id,
+        instance_id=gateway_id,
+        version="1",
+        apps=frozenset(),
+        environments=frozenset(),
+        peer="ipv4:127.0.0.1:1",
+        uptime_seconds=uptime_seconds,
+    )
+    return site.parts.hub.watcher(60.0), lambda watcher: site.parts.gateways.connected(identity, watcher, revision=revision, held=())
+
+
+@contextlib.asynccontextmanager
+async def refusing(site: Site, app: str, environment: str) -> AsyncIterator[None]:
+    """Inside, a gateway is connected that is asked to prepare and cannot run what is for this binding."""
+    watching, connected = gateway(site)
+    async with watching as watcher:
+        with connected(watcher) as session:
+
+            async def refuse() -> None:
+                while True:
+                    await watcher.wait()
+                    for prepare in session.prepares:
+                        rejection = Rejection(app=app, environment=environment, digest="", reason="secret KEY is missing")
+                        site.parts.gateways.prepared(session, prepare.prepare_id, [rejection])
+                    session.prepares.clear()
+
+            task = asyncio.create_task(refuse())
+            try:
+                yield
+            finally:
+                task.cancel()
 
 
 @contextlib.asynccontextmanager

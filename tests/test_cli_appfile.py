@@ -15,6 +15,7 @@ from pointsman import nodes
 from pointsman.appfile import MAX_FILE_BYTES
 from pointsman.nodes import NotReadableError
 from pointsman.plain import as_yaml, plain
+from pointsman.rules import MAX_SNAPSHOT_BYTES
 from pointsman.v1.config_pb2 import AppConfig
 from pointsman.v1.releases_pb2 import CreateReleaseRequest
 from tests.clients import cli, cli_done
@@ -189,7 +190,7 @@ def test_a_file_that_is_no_text_or_too_large(tmp_path, monkeypatch):
     file.write_bytes(b"#" * 1001)
     with pytest.raises(NotReadableError, match="more than 1000 bytes"):
         read(str(file))
-    assert MAX_FILE_BYTES > 1000
+    assert MAX_FILE_BYTES == 4 * MAX_SNAPSHOT_BYTES
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import shlex
 import pytest
 
 from control_plane.console.compare import side_by_side
-from control_plane.model import Identity, Rejection
-from tests.console_app import open_site
+from control_plane.model import Rejection
+from tests.console_app import gateway, open_site, refusing
 
 
 @pytest.fixture
@@ -21,20 +21,6 @@ async def site(tmp_path):
         for tag in ("v1", "v2", "v3"):
             await site.release("shop", tag)
         yield site
-
-
-def gateway(site, gateway_id="east", revision=0, uptime_seconds=None):
-    """A session of a gateway, as its stream would open one."""
-    identity = Identity(
-        gateway_id=gateway_id,
-        instance_id=gateway_id,
-        version="1",
-        apps=frozenset(),
-        environments=frozenset(),
-        peer="ipv4:127.0.0.1:1",
-        uptime_seconds=uptime_seconds,
-    )
-    return site.parts.hub.watcher(60.0), lambda watcher: site.parts.gateways.connected(identity, watcher, revision=revision, held=())
 
 
 async def test_deploy_promote_and_roll_back_without_scripts(site):
@@ -87,28 +73,15 @@ async def test_what_somebody_else_changed_meanwhile_is_told_and_decided_again(si
 
 
 async def test_a_rejected_release_changes_nothing_says_why_and_may_be_forced(site):
-    watching, connected = gateway(site)
-    async with watching as watcher:
-        with connected(watcher) as session:
-
-            async def refuse() -> None:
-                while True:
-                    await watcher.wait()
-                    for prepare in session.prepares:
-                        rejection = Rejection(app="shop", environment="staging", digest="", reason="secret KEY is missing")
-                        site.parts.gateways.prepared(session, prepare.prepare_id, [rejection])
-                    session.prepares.clear()
-
-            refusing = asyncio.create_task(refuse())
-            confirm = "/apps/shop/deploy?release=v2&environment=staging"
-            refused = await site.send("/apps/shop/deploy", form=confirm)
-            assert refused.status_code == 412
-            assert "secret KEY is missing" in refused.text
-            assert await site.live("shop", "staging") == ""
-            forced = await site.send("/apps/shop/deploy", form=confirm, force="yes")
-            refusing.cancel()
-            assert await site.live("shop", "staging") == "v2"
-            assert "FORCED" in await site.page(forced.headers["location"])
+    async with refusing(site, "shop", "staging"):
+        confirm = "/apps/shop/deploy?release=v2&environment=staging"
+        refused = await site.send("/apps/shop/deploy", form=confirm)
+        assert refused.status_code == 412
+        assert "secret KEY is missing" in refused.text
+        assert await site.live("shop", "staging") == ""
+        forced = await site.send("/apps/shop/deploy", form=confirm, force="yes")
+    assert await site.live("shop", "staging") == "v2"
+    assert "FORCED" in await site.page(forced.headers["location"])
 
 
 async def test_there_is_nothing_to_roll_back_to(site):

@@ -10,10 +10,10 @@ import shlex
 
 import pytest
 
-from control_plane.model import Identity, Rejection, Role
+from control_plane.model import Role
 from control_plane.service.calls import Call
 from control_plane.service.tokens import NewToken
-from tests.console_app import open_site
+from tests.console_app import gateway, open_site, refusing
 
 CONFIRM = "/deploy?environment=production&releases=shop%3Dv2+search%3Dv7"
 
@@ -26,14 +26,6 @@ async def site(tmp_path):
                 await site.release(app, tag)
         await site.deploy("shop", "v1", "production")
         yield site
-
-
-def gateway(site):
-    """A session of a gateway, as its stream would open one."""
-    identity = Identity(
-        gateway_id="east", instance_id="east", version="1", apps=frozenset(), environments=frozenset(), peer="ipv4:127.0.0.1:1"
-    )
-    return site.parts.hub.watcher(60.0), lambda watcher: site.parts.gateways.connected(identity, watcher, revision=0, held=())
 
 
 async def live(site, environment="production"):
@@ -113,27 +105,14 @@ async def test_a_form_sent_twice_acts_once_and_without_the_secret_not_at_all(sit
 
 
 async def test_a_release_that_gateways_reject_changes_nothing_says_which_and_may_be_forced(site):
-    watching, connected = gateway(site)
-    async with watching as watcher:
-        with connected(watcher) as session:
-
-            async def refuse() -> None:
-                while True:
-                    await watcher.wait()
-                    for prepare in session.prepares:
-                        rejection = Rejection(app="search", environment="production", digest="", reason="secret KEY is missing")
-                        site.parts.gateways.prepared(session, prepare.prepare_id, [rejection])
-                    session.prepares.clear()
-
-            refusing = asyncio.create_task(refuse())
-            refused = await site.send("/deploy", form=CONFIRM)
-            assert refused.status_code == 412
-            assert "Release v7 of search was rejected" in refused.text
-            assert await live(site) == ["v1", ""]
-            forced = await site.send("/deploy", form=CONFIRM, force="yes")
-            refusing.cancel()
-            assert await live(site) == ["v2", "v7"]
-            assert "FORCED" in await site.page(forced.headers["location"])
+    async with refusing(site, "search", "production"):
+        refused = await site.send("/deploy", form=CONFIRM)
+        assert refused.status_code == 412
+        assert "Release v7 of search was rejected" in refused.text
+        assert await live(site) == ["v1", ""]
+        forced = await site.send("/deploy", form=CONFIRM, force="yes")
+    assert await live(site) == ["v2", "v7"]
+    assert "FORCED" in await site.page(forced.headers["location"])
 
 
 async def test_a_rollout_is_told_as_it_happens_until_the_last_gateway(site):
@@ -237,8 +216,11 @@ async def test_who_may_not_deploy_sees_why(site):
     await site.send("/sign-in", token=secrets["limited"])
     assert re.findall(r"<option[^>]*>(\w+)</option></select></div>", await site.page("/deploy")) == ["staging"]
     assert "it is for staging" in await site.page(CONFIRM, 403)
+    for page in ("/deploy/production/1", "/deploy/production/1/rollout"):
+        assert "it is for staging" in await site.page(page, 403)
     await site.send("/sign-in", token=secrets["of-one"])
-    assert "it is for shop" in await site.page("/deploy", 403)
+    for page in ("/deploy", "/deploy/production/1", "/deploy/production/1/rollout"):
+        assert "it is for shop" in await site.page(page, 403)
     assert await live(site) == ["v1", ""]
 
     await site.send("/sign-in", token=secrets["deployer"])

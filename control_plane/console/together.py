@@ -17,7 +17,7 @@ from control_plane.service.paging import MAX_PAGE_SIZE, PageRequest
 from pointsman.errors import AppNotFound, InvalidField, PermissionDenied, PointsmanError, ReleaseNotFound, Violation
 from pointsman.v1.deployments_pb2 import DeployManyRequest
 
-# What of many apps a page shows; commands take any.
+# What of many apps a page shows; DeployMany takes 500.
 MAX_APPS = 200
 # How many releases are offered in all, so that the page stays small; of each app so many of the newest.
 MAX_OFFERED = 1500
